@@ -1,0 +1,73 @@
+"""Every condition agentfs can end in, one class each, with its exit code.
+
+An error's text is one line: what is wrong, then what to do about it. The
+command line prints it as it is; exit codes are listed in docs/agentfs.1.
+"""
+
+from __future__ import annotations
+
+
+class AgentfsError(Exception):
+    """Base of all errors a person may see; *exit_code* is the process's."""
+
+    exit_code = 1
+
+
+class UsageError(AgentfsError):
+    """Arguments that do not fit together."""
+
+    exit_code = 2
+
+
+class StoreBusy(AgentfsError):
+    """The store is held by another daemon."""
+
+    exit_code = 3
+
+
+class StoreNewer(AgentfsError):
+    """The store was written by a newer version."""
+
+    exit_code = 4
+
+
+class StoreDamaged(AgentfsError):
+    """The store fails a check; nothing was changed."""
+
+    exit_code = 5
+
+
+class StoreUnusable(AgentfsError):
+    """No store at that path, and none can be made there."""
+
+    exit_code = 6
+
+
+class MountpointUnusable(AgentfsError):
+    """The mountpoint is missing, busy or not a directory."""
+
+    exit_code = 7
+
+
+class FuseUnavailable(AgentfsError):
+    """No fuse3, no /dev/fuse, or no right to mount."""
+
+    exit_code = 8
+
+
+class NoSpace(AgentfsError):
+    """The disk below the store is full."""
+
+    exit_code = 9
+
+
+class ProfileInvalid(AgentfsError):
+    """A mount profile that is missing, or has an unknown key or a bad value."""
+
+    exit_code = 10
+
+
+class NotMounted(AgentfsError):
+    """No agentfs daemon answers for that mountpoint or store."""
+
+    exit_code = 11
