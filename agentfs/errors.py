@@ -71,3 +71,23 @@ class NotMounted(AgentfsError):
     """No agentfs daemon answers for that mountpoint or store."""
 
     exit_code = 11
+
+
+class DaemonSilent(AgentfsError):
+    """The daemon holds the store but does not answer in time."""
+
+    exit_code = 12
+
+
+class FilesOpen(AgentfsError):
+    """The mount is in use, so it stays; nothing is lost."""
+
+    exit_code = 13
+
+
+def error_for(exit_code: int, message: str) -> AgentfsError:
+    """Rebuild an error that crossed a process boundary as *exit_code* and text."""
+    for kind in AgentfsError.__subclasses__():
+        if kind.exit_code == exit_code:
+            return kind(message)
+    return AgentfsError(message)

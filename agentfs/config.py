@@ -1,0 +1,219 @@
+"""What a mount is configured by: the profile (TOML) and the mount's own paths.
+
+A profile is read once, checked as a whole and never changes afterwards. Every
+key has one reader; a key nobody reads does not belong here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentfs.errors import ProfileInvalid
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+
+DEFAULT_MOUNTPOINT = Path("/agentmem")
+
+_SIZE = re.compile(r"(\d{1,15}) ?(B|KiB|MiB|GiB|TiB)?", re.ASCII)
+_UNIT_BYTES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
+
+
+def _key(default: float, low: float, high: float) -> Any:
+    """Declare a key: its default, and the bounds its value must be within."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """When a written file is cut, deduplicated and compressed."""
+
+    rest_s: float = _key(5.0, 0.0, 86400.0)
+    """A closed file is sealed after it was left alone this long (seconds)."""
+
+    open_rest_s: float = _key(30.0, 0.0, 86400.0)
+    """A file that is held open is sealed after it was dirty this long (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """How the chunk store packs bytes."""
+
+    level: int = _key(3, 1, 22)
+    """zstd level of a block."""
+
+    block_bytes: int = _key(MIB, 64 * KIB, 16 * MIB)
+    """Raw bytes of chunks in one zstd frame."""
+
+    segment_bytes: int = _key(64 * MIB, MIB, GIB)
+    """A segment that has grown to this is closed and a new one begun."""
+
+    cache_bytes: int = _key(32 * MIB, 0, TIB)
+    """Decompressed blocks kept in the daemon's memory; 0 keeps none."""
+
+    gc_garbage_share: float = _key(0.5, 0.01, 1.0)
+    """gc rewrites a segment when at least this share of its bytes is garbage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hot:
+    """What is kept uncompressed on tmpfs."""
+
+    bytes: int = _key(0, 0, 64 * TIB)
+    """Budget of staged files and resident images; 0 is a quarter of RAM."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget with 0 resolved against this machine's RAM."""
+        if self.bytes:
+            return self.bytes
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A whole mount profile; `Profile("default")` has every key at its default."""
+
+    name: str
+    seal: Seal = field(default_factory=Seal)
+    store: Store = field(default_factory=Store)
+    hot: Hot = field(default_factory=Hot)
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """One mount, as the command line settled it. Both paths are absolute."""
+
+    store: Path
+    mountpoint: Path
+    profile: Profile
+    foreground: bool
+    allow_other: bool = False
+    """Let other users in (the kernel checks modes). Root's mounts set it."""
+
+
+_SECTIONS: dict[str, type[Seal] | type[Store] | type[Hot]] = {
+    "seal": Seal,
+    "store": Store,
+    "hot": Hot,
+}
+_KNOWN_KEYS = [
+    f"{section}.{key.name}" for section, of in _SECTIONS.items() for key in dataclasses.fields(of)
+]
+
+
+def default_store() -> Path:
+    """Root's store below /var/lib, everybody else's below $XDG_DATA_HOME."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/agentfs/store")
+    data_home = os.environ.get("XDG_DATA_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    base = Path(data_home) if os.path.isabs(data_home) else Path.home() / ".local" / "share"
+    return base / "agentfs" / "store"
+
+
+def profiles_dir() -> Path:
+    """Where the shipped profiles are: package data, or mountpoints/ of a source tree."""
+    package = Path(__file__).resolve().parent
+    installed = package / "profiles"
+    return installed if installed.is_dir() else package.parent / "mountpoints" / "profiles"
+
+
+def shipped_profiles() -> list[str]:
+    """Names that `--profile` takes, sorted."""
+    return sorted(path.stem for path in profiles_dir().glob("*.toml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile by its *name*, or by a path that ends in .toml.
+
+    Raises ProfileInvalid with one line: the file, the key, and what was expected.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+    elif name in shipped_profiles():
+        path = profiles_dir() / f"{name}.toml"
+    else:
+        raise ProfileInvalid(
+            f"no profile {name!r}; there are {', '.join(shipped_profiles()) or 'none'}, "
+            "or give a path that ends in .toml"
+        )
+    try:
+        with path.open("rb") as file:
+            tables = tomllib.load(file)
+    except OSError as error:
+        raise ProfileInvalid(f"profile {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileInvalid(f"profile {path} is not TOML: {error}") from error
+    return parse_profile(path.stem, tables, origin=str(path))
+
+
+def parse_profile(name: str, tables: Mapping[str, Any], *, origin: str) -> Profile:
+    """Check *tables* (as tomllib gives them) and make a profile of them."""
+    for section, table in tables.items():
+        if section not in _SECTIONS:
+            raise _unknown_key(section, origin)
+        if not isinstance(table, dict):
+            raise ProfileInvalid(f"profile {origin}: {section} must be a table: [{section}]")
+        for key in table:
+            if f"{section}.{key}" not in _KNOWN_KEYS:
+                raise _unknown_key(f"{section}.{key}", origin)
+    values = {
+        section: {
+            key.name: _value(tables[section][key.name], f"{section}.{key.name}", key, origin)
+            for key in dataclasses.fields(of)
+            if key.name in tables.get(section, {})
+        }
+        for section, of in _SECTIONS.items()
+    }
+    profile = Profile(name, Seal(**values["seal"]), Store(**values["store"]), Hot(**values["hot"]))
+    if profile.store.segment_bytes < profile.store.block_bytes:
+        raise ProfileInvalid(
+            f"profile {origin}: store.segment_bytes must be at least store.block_bytes"
+        )
+    return profile
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "64MiB", "64 MiB" or "67108864"; ValueError for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 64MiB")
+    return int(match[1]) * _UNIT_BYTES[match[2] or "B"]
+
+
+def _value(given: object, name: str, key: dataclasses.Field[Any], origin: str) -> Any:
+    low, high = key.metadata["low"], key.metadata["high"]
+    whole = isinstance(key.default, int)
+    value: Any = given
+    if isinstance(given, str) and key.name.endswith("bytes"):
+        try:
+            value = parse_size(given)
+        except ValueError as error:
+            raise ProfileInvalid(f"profile {origin}: {name}: {error}") from error
+    expected: tuple[type, ...] = (int,) if whole else (int, float)
+    # bool is an int to Python, but not to a reader of TOML; a NaN fails the bounds.
+    if isinstance(value, bool) or not isinstance(value, expected) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise ProfileInvalid(
+            f"profile {origin}: {name} is {given!r}, must be {kind} from {low} to {high}"
+        )
+    return value if whole else float(value)
+
+
+def _unknown_key(name: str, origin: str) -> ProfileInvalid:
+    known = _KNOWN_KEYS if "." in name else [*_SECTIONS, *_KNOWN_KEYS]
+    # A key under the wrong section, or under none, is nearest to its full name.
+    same = [key for key in _KNOWN_KEYS if key.split(".")[-1] == name.split(".")[-1]]
+    nearest = (same or difflib.get_close_matches(name, known, n=1, cutoff=0.0))[0]
+    return ProfileInvalid(f"profile {origin}: unknown key {name}; the nearest is {nearest}")
