@@ -201,9 +201,8 @@ def _value(given: object, name: str, key: dataclasses.Field[Any], origin: str) -
             value = parse_size(given)
         except ValueError as error:
             raise ProfileInvalid(f"profile {origin}: {name}: {error}") from error
-    expected: tuple[type, ...] = (int,) if whole else (int, float)
-    # bool is an int to Python, but not to a reader of TOML; a NaN fails the bounds.
-    if isinstance(value, bool) or not isinstance(value, expected) or not low <= value <= high:
+    fits = type(value) is int or (type(value) is float and not whole)  # and so no bool
+    if not fits or not low <= value <= high:  # a NaN is within no bounds
         kind = "a whole number" if whole else "a number"
         raise ProfileInvalid(
             f"profile {origin}: {name} is {given!r}, must be {kind} from {low} to {high}"

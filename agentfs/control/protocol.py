@@ -1,0 +1,60 @@
+r"""What goes over the control socket, `STORE/control`.
+
+One JSON object a line, UTF-8, at most MAX_LINE_BYTES with its newline::
+
+    request   {"op": str, "args": {}}
+    replies   {"progress": {"what": str, "done": int, "total": int}}   zero or more
+              {"ok": true, "result": {}}                               then one of
+              {"ok": false, "error": str, "exit_code": int}            these two
+
+A client may send its next request after that last reply, or hang up. While an
+operation runs the server sends at least one progress line every HEARTBEAT_S, so
+a client that hears nothing for longer knows that the daemon is stuck.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SOCKET_NAME = "control"
+MAX_LINE_BYTES = 64 * 1024
+HEARTBEAT_S = 2.0
+
+
+class MalformedLine(ValueError):
+    """A line that is not one JSON object."""
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """Return *message* as one line; what JSON cannot carry is sent as its str()."""
+    return json.dumps(message, separators=(",", ":"), default=str).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Return the object in *line*; raises MalformedLine."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:  # "[[[[..." exhausts the parser's stack
+        raise MalformedLine("the line is not JSON") from error
+    if not isinstance(message, dict):
+        raise MalformedLine("the line is not a JSON object")
+    return message
+
+
+@contextlib.contextmanager
+def socket_address(store_dir: Path) -> Iterator[str]:
+    """Yield a short address of the store's socket, valid inside the block.
+
+    sun_path holds 108 bytes and a store's path may be longer, so the address
+    leads through a descriptor of the directory.
+    """
+    directory_fd = os.open(store_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory_fd}/{SOCKET_NAME}"
+    finally:
+        os.close(directory_fd)
