@@ -1,0 +1,92 @@
+"""The command line's grammar, with the help that people see."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+from collections.abc import Callable
+
+from agentfs import errors
+from agentfs.config import DEFAULT_MOUNTPOINT
+
+Command = Callable[[argparse.Namespace], int]
+
+_TARGET = "MOUNTPOINT|STORE"
+_TARGET_HELP = (
+    f"what to work on (default: {DEFAULT_MOUNTPOINT} if mounted, else the only agentfs mount)"
+)
+
+
+def exit_codes() -> dict[int, str]:
+    """Every exit code with its meaning in one sentence, ascending."""
+    meanings = {0: "Done.", 1: "Something unexpected went wrong."}
+    for kind in errors.AgentfsError.__subclasses__():
+        meanings[kind.exit_code] = (kind.__doc__ or "").splitlines()[0]
+    meanings[130] = "Interrupted by SIGINT."
+    return dict(sorted(meanings.items()))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the whole grammar; a parsed command has `run`, which imports its function."""
+    parser = argparse.ArgumentParser(
+        prog="agentfs",
+        description="Mount a directory for AI agents' files, where equal content is kept once.",
+        epilog="exit codes:\n" + "\n".join(f"  {n:>3}  {m}" for n, m in exit_codes().items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, module: str, summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False
+        )
+        command.add_argument(
+            "--json", action="store_true", help="answer with one JSON object on stdout"
+        )
+        command.set_defaults(run=functools.partial(_load, module, f"{name}_command"))
+        return command
+
+    mount = add("mount", "mounting", "mount a store, making it if there is none")
+    mount.add_argument(
+        "mountpoint",
+        nargs="?",
+        metavar="MOUNTPOINT",
+        help=f"an existing directory (default: {DEFAULT_MOUNTPOINT})",
+    )
+    mount.add_argument(
+        "--store",
+        metavar="DIR",
+        help="where the bytes are kept (default: /var/lib/agentfs/store for root, "
+        "$XDG_DATA_HOME/agentfs/store for others)",
+    )
+    mount.add_argument(
+        "--profile",
+        metavar="NAME",
+        default="default",
+        help="a shipped mount profile, or a path ending in .toml (default: default)",
+    )
+    mount.add_argument(
+        "--foreground", action="store_true", help="stay in the foreground and log to stderr"
+    )
+
+    for name, module, summary in (
+        ("umount", "mounting", "seal everything, unmount and wait until the store is free"),
+        ("sync", "maintenance", "seal all files now and wait until they are on disk"),
+        ("stats", "stats", "show what a store holds and saves, mounted or not"),
+        ("gc", "maintenance", "give space of deleted content back to the disk"),
+    ):
+        add(name, module, summary).add_argument(
+            "target", nargs="?", metavar=_TARGET, help=_TARGET_HELP
+        )
+
+    add("version", "about", "show the version")
+    completion = add("completion", "about", "print a script that completes agentfs commands")
+    completion.add_argument("shell", choices=("bash", "zsh"), help="the shell to write it for")
+    return parser
+
+
+def _load(module: str, function: str) -> Command:
+    command: Command = getattr(importlib.import_module(f"agentfs.cli.{module}"), function)
+    return command

@@ -1,0 +1,34 @@
+"""`agentfs sync` and `agentfs gc`: work that a live daemon does on request."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from agentfs.cli import output
+from agentfs.cli.mounts import find_target
+from agentfs.control import client
+
+
+def sync_command(arguments: argparse.Namespace) -> int:
+    """Have all files sealed, and wait until that is on disk."""
+    result = _ask(arguments, "sync")
+    files = result.get("files_sealed", result.get("sealed"))
+    text = "agentfs: everything is sealed and on disk"
+    return output.answer(arguments.json, result, text if files is None else f"{text}, {files} now")
+
+
+def gc_command(arguments: argparse.Namespace) -> int:
+    """Have garbage removed from the segments."""
+    result = _ask(arguments, "gc")
+    freed = result.get("freed_bytes")
+    text = "agentfs: garbage is collected"
+    if isinstance(freed, int):
+        text += f", {output.size(freed)} freed"
+    return output.answer(arguments.json, result, text)
+
+
+def _ask(arguments: argparse.Namespace, op: str) -> dict[str, Any]:
+    target = find_target(arguments.target)
+    with output.progress() as on_progress:
+        return client.call(target.store, op, on_progress=on_progress)

@@ -1,0 +1,103 @@
+"""How the commands speak: JSON, binary units, and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PATIENCE_S = 2.0  # what is done sooner needs no progress bar
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print *value* as one indented JSON object on stdout."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def answer(as_json: bool, value: dict[str, Any], text: str) -> int:
+    """Print a command's answer in the form that was asked for; returns exit code 0."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text)
+    return 0
+
+
+def size(count_bytes: float) -> str:
+    """Return bytes in a binary unit with three digits: 0 B, 9.91 MiB, 1.20 TiB."""
+    if count_bytes < 1024:
+        return f"{count_bytes:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count_bytes /= 1024
+        if count_bytes < 1023.5 or unit == "TiB":
+            break
+    digits = 2 if count_bytes < 9.995 else 1 if count_bytes < 99.95 else 0
+    return f"{count_bytes:.{digits}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in its two largest units: 4 s, 3 min 20 s, 2 d 5 h."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function (what, done, total) that draws a bar once PATIENCE_S is over.
+
+    Without a terminal on stderr it draws nothing.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    started = time.monotonic()
+    bar: Progress | None = None
+    task: TaskID | None = None
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal bar, task
+        if bar is None:
+            if time.monotonic() - started < PATIENCE_S:
+                return
+            bar = _bar()
+            bar.start()
+        if task is None:
+            task = bar.add_task(what, total=None)
+        bar.update(task, description=what, completed=done, total=total or None)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,145 @@
+"""`agentfs stats`: what a store holds, what it saves, and how the daemon fares."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentfs import __version__
+from agentfs.cli import output
+from agentfs.cli.mounts import Target, find_target
+from agentfs.control import client, lock
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BAR_CELLS = 24
+MAX_WIDTH = 96
+
+# What a store that is not mounted has no value for.
+DAEMON_KEYS = ("pid", "rss_bytes", "uptime_s", "cache_hits", "cache_misses")
+
+
+def stats_command(arguments: argparse.Namespace) -> int:
+    """Print the figures of one store."""
+    target = find_target(arguments.target)
+    figures = gather(target)
+    if arguments.json:
+        output.print_json(figures)
+    else:
+        render(figures)
+    return 0
+
+
+def gather(target: Target) -> dict[str, Any]:
+    """Ask the live daemon, or read the index of a store that none holds."""
+    if lock.holder(target.store) is not None:
+        figures = client.call(target.store, "stats")
+        mountpoint = target.mountpoint or figures.get("mountpoint")
+    else:
+        figures = _offline(target.store)
+        mountpoint = None
+    empty: dict[str, Any] = {"mode": "unmounted", "resident_bytes": 0}
+    empty |= dict.fromkeys(DAEMON_KEYS)
+    where = {"store": str(target.store), "mountpoint": _text(mountpoint), "version": __version__}
+    return empty | where | figures | ratios(figures) | {"mountpoint": _text(mountpoint)}
+
+
+def ratios(figures: dict[str, Any]) -> dict[str, float]:
+    """Derive the three reductions; of nothing, each is 1."""
+    logical = figures.get("logical_bytes", 0)
+    unique = figures.get("unique_bytes", 0)
+    stored = figures.get("stored_bytes", 0)
+    return {
+        "reduction": round(_ratio(logical, stored), 3),
+        "dedup_ratio": round(_ratio(logical, unique), 3),
+        "compression_ratio": round(_ratio(unique, stored), 3),
+    }
+
+
+def render(figures: dict[str, Any]) -> None:
+    """Draw the figures for a person; without colours or a terminal it stays readable."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = MAX_WIDTH  # a pipe has no width, and rich would guess 80
+    console.print(_headline(figures), markup=False)
+    console.print()
+    console.print(_bytes_table(figures))
+    console.print()
+    for line in _details(figures):
+        console.print(line, markup=False)
+
+
+def _offline(store: Path) -> dict[str, Any]:
+    from agentfs.filesystem.report import offline_stats
+
+    figures: dict[str, Any] = offline_stats(store)
+    return figures
+
+
+def _headline(figures: dict[str, Any]) -> str:
+    where = figures["mountpoint"] or figures["store"]
+    saved = f"{figures['reduction']:.1f}x smaller"
+    by = f"{figures['dedup_ratio']:.1f}x by dedup, {figures['compression_ratio']:.1f}x by zstd"
+    return f"{where}: {figures.get('files', 0):,} files, {saved} ({by})"
+
+
+def _bytes_table(figures: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    rows = (
+        ("logical", "logical_bytes", "what programs see"),
+        ("unique", "unique_bytes", "after dedup"),
+        ("stored", "stored_bytes", "on disk, compressed"),
+        ("hot", "resident_bytes", "uncompressed on tmpfs"),
+    )
+    most = max(*(int(figures.get(key) or 0) for _, key, _ in rows), 1)
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(style="dim", no_wrap=True)
+    for name, key, meaning in rows:
+        value = int(figures.get(key) or 0)
+        table.add_row(f"  {name}", output.size(value), bar(value / most), meaning)
+    return table
+
+
+def bar(share: float) -> str:
+    """Draw *share* (0 to 1) in eighths of a cell; what is not zero is seen."""
+    eighths = round(share * BAR_CELLS * 8)
+    if share > 0:
+        eighths = max(eighths, 1)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def _details(figures: dict[str, Any]) -> list[str]:
+    counts = ", ".join(
+        f"{figures[key]:,} {key}"
+        for key in ("chunks", "blocks", "segments")
+        if isinstance(figures.get(key), int)
+    )
+    lines = [f"  store    {figures['store']} ({counts})" if counts else f"  {figures['store']}"]
+    if figures["pid"] is None:
+        return [*lines, "  daemon   none: the store is not mounted"]
+    daemon = f"  daemon   pid {figures['pid']}, {figures['mode']} mode"
+    if figures["uptime_s"] is not None:
+        daemon += f", up {output.duration(figures['uptime_s'])}"
+    if figures["rss_bytes"] is not None:
+        daemon += f", RSS {output.size(figures['rss_bytes'])}"
+    hits, misses = figures["cache_hits"] or 0, figures["cache_misses"] or 0
+    if hits + misses:
+        daemon += f", cache hits {hits / (hits + misses):.0%} of {hits + misses:,}"
+    return [*lines, daemon]
+
+
+def _ratio(larger: float, smaller: float) -> float:
+    return larger / smaller if larger and smaller else 1.0
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)
