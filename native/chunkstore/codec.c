@@ -1,0 +1,136 @@
+#include "codec.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+#include <zstd_errors.h>
+
+#include "crc32c.h"
+
+/*
+ * Level 3 on 1 MiB needs about 6 MiB with buffers, level 19 on 8 MiB about 90: the big ones are for
+ * background work and not worth keeping.
+ */
+enum {
+    KEEP_CODECS = 8,
+    KEEP_BYTES = 16 << 20,
+};
+
+/* A block that shrinks by less than 1/32 is stored raw: reading it then costs no decompression. */
+enum { WORTH_SHIFT = 5 };
+
+void codec_pool_init(struct codec_pool *pool)
+{
+    pthread_mutex_init(&pool->lock, NULL);
+    pool->idle = NULL;
+    pool->idle_count = 0;
+}
+
+static void codec_free(struct codec *codec)
+{
+    ZSTD_freeCCtx(codec->compressor);
+    ZSTD_freeDCtx(codec->decompressor);
+    buffer_free(&codec->raw);
+    buffer_free(&codec->stored);
+    free(codec);
+}
+
+void codec_pool_free(struct codec_pool *pool)
+{
+    while (pool->idle) {
+        struct codec *codec = pool->idle;
+        pool->idle = codec->next;
+        codec_free(codec);
+    }
+    pthread_mutex_destroy(&pool->lock);
+}
+
+struct codec *codec_borrow(struct codec_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    struct codec *codec = pool->idle;
+    if (codec) {
+        pool->idle = codec->next;
+        pool->idle_count--;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return codec ? codec : calloc(1, sizeof *codec);
+}
+
+static size_t footprint(const struct codec *codec)
+{
+    return codec->raw.capacity + codec->stored.capacity + ZSTD_sizeof_CCtx(codec->compressor) +
+           ZSTD_sizeof_DCtx(codec->decompressor);
+}
+
+void codec_return(struct codec_pool *pool, struct codec *codec)
+{
+    if (footprint(codec) <= KEEP_BYTES) {
+        pthread_mutex_lock(&pool->lock);
+        if (pool->idle_count < KEEP_CODECS) {
+            codec->next = pool->idle;
+            pool->idle = codec;
+            pool->idle_count++;
+            codec = NULL;
+        }
+        pthread_mutex_unlock(&pool->lock);
+    }
+    if (codec)
+        codec_free(codec);
+}
+
+enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
+                           struct block_header *header, const uint8_t **payload)
+{
+    size_t stored = raw_bytes;
+
+    if (raw_bytes > BLOCK_RAW_MAX)
+        return STATUS_TOO_LARGE;
+    if (level != 0) {
+        if (codec->compressor == NULL)
+            codec->compressor = ZSTD_createCCtx();
+        if (codec->compressor == NULL ||
+            !buffer_reserve(&codec->stored, ZSTD_compressBound(raw_bytes)))
+            return STATUS_NO_MEMORY;
+        ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_compressionLevel, level);
+        stored = ZSTD_compress2(codec->compressor, codec->stored.bytes, codec->stored.capacity, raw,
+                                raw_bytes);
+        if (ZSTD_isError(stored))
+            return STATUS_NO_MEMORY; /* the bound is met and the level clamped: nothing else can
+                                        fail */
+    }
+
+    header->codec = CODEC_ZSTD;
+    *payload = codec->stored.bytes;
+    if (stored >= raw_bytes - (raw_bytes >> WORTH_SHIFT)) {
+        header->codec = CODEC_RAW;
+        stored = raw_bytes;
+        *payload = raw;
+    }
+    header->raw_bytes = (uint32_t)raw_bytes;
+    header->stored_bytes = (uint32_t)stored;
+    header->payload_crc = crc32c(0, *payload, stored);
+    return STATUS_OK;
+}
+
+enum status codec_decompress(struct codec *codec, const struct block_header *header,
+                             const uint8_t *payload, uint8_t *raw)
+{
+    if (header->codec == CODEC_RAW) {
+        memcpy(raw, payload, header->raw_bytes);
+        return STATUS_OK;
+    }
+    if (ZSTD_getFrameContentSize(payload, header->stored_bytes) != header->raw_bytes ||
+        ZSTD_findFrameCompressedSize(payload, header->stored_bytes) != header->stored_bytes)
+        return STATUS_CORRUPT_PAYLOAD;
+    if (codec->decompressor == NULL)
+        codec->decompressor = ZSTD_createDCtx();
+    if (codec->decompressor == NULL)
+        return STATUS_NO_MEMORY;
+
+    size_t got = ZSTD_decompressDCtx(codec->decompressor, raw, header->raw_bytes, payload,
+                                     header->stored_bytes);
+    if (ZSTD_isError(got) && ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
+        return STATUS_NO_MEMORY;
+    return got == header->raw_bytes ? STATUS_OK : STATUS_CORRUPT_PAYLOAD;
+}

@@ -1,0 +1,41 @@
+/* Compression contexts with their scratch memory, lent to one thread at a time. */
+#ifndef AGENTFS_CODEC_H
+#define AGENTFS_CODEC_H
+
+#include <pthread.h>
+
+#include "segment.h"
+
+struct codec {
+    struct ZSTD_CCtx_s *compressor;   /* owned; made at first use */
+    struct ZSTD_DCtx_s *decompressor; /* owned; made at first use */
+    struct buffer raw;
+    struct buffer stored;
+    struct codec *next; /* in the pool; guarded by its lock */
+};
+
+struct codec_pool {
+    pthread_mutex_t lock;
+    struct codec *idle;  /* owned; guarded by lock */
+    unsigned idle_count; /* guarded by lock */
+};
+
+void codec_pool_init(struct codec_pool *pool);
+
+/* Every codec must have been given back. */
+void codec_pool_free(struct codec_pool *pool);
+
+/* NULL when out of memory. */
+struct codec *codec_borrow(struct codec_pool *pool);
+void codec_return(struct codec_pool *pool, struct codec *codec);
+
+/* Level 0 means do not compress. Fills all of header but chunks; *payload points into codec->stored
+ * or is raw itself. */
+enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
+                           struct block_header *header, const uint8_t **payload);
+
+/* raw has room for header->raw_bytes. The payload's CRC has been checked. */
+enum status codec_decompress(struct codec *codec, const struct block_header *header,
+                             const uint8_t *payload, uint8_t *raw);
+
+#endif

@@ -1,0 +1,201 @@
+#define _GNU_SOURCE
+#include "files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "io.h"
+#include "segment.h"
+
+void files_name(uint64_t number, char *name)
+{
+    snprintf(name, FILES_NAME_BYTES, "%016" PRIx64 SEGMENT_SUFFIX, number);
+}
+
+uint64_t files_number(const char *name)
+{
+    uint64_t number = 0;
+    size_t digits = strspn(name, "0123456789abcdef");
+    if (digits != SEGMENT_NAME_DIGITS || strcmp(name + digits, SEGMENT_SUFFIX) != 0)
+        return 0;
+    sscanf(name, "%16" SCNx64, &number);
+    return number;
+}
+
+bool files_init(struct segment_files *files, int directory, size_t limit)
+{
+    files->directory = directory;
+    files->limit = limit;
+    if (!lru_init(&files->open, limit))
+        return false;
+    pthread_mutex_init(&files->lock, NULL);
+    return true;
+}
+
+static void file_free(struct segment_file *file)
+{
+    close(file->fd);
+    free(file);
+}
+
+static void forget_node(struct lru_node *node, void *context)
+{
+    if (lru_unlink(context, node))
+        file_free((struct segment_file *)node);
+}
+
+void files_free(struct segment_files *files)
+{
+    lru_each(&files->open, forget_node, &files->open);
+    lru_free(&files->open);
+    pthread_mutex_destroy(&files->lock);
+}
+
+/* Owns fd from here on, also when it fails. */
+static struct segment_file *file_new(uint64_t number, int fd)
+{
+    struct segment_file *file = calloc(1, sizeof *file);
+    if (file == NULL) {
+        close(fd);
+        return NULL;
+    }
+    file->fd = fd;
+    file->number = number;
+    return file;
+}
+
+static struct segment_file *find(struct segment_files *files, uint64_t number)
+{
+    pthread_mutex_lock(&files->lock);
+    struct lru_node *node = lru_find(&files->open, number, 0);
+    pthread_mutex_unlock(&files->lock);
+    return (struct segment_file *)node;
+}
+
+/* Files the new one, or frees it and shares the one that another thread filed first. */
+static struct segment_file *share(struct segment_files *files, struct segment_file *file)
+{
+    pthread_mutex_lock(&files->lock);
+    struct lru_node *node = lru_find(&files->open, file->number, 0);
+    if (node == NULL) {
+        lru_insert(&files->open, &file->node, file->number, 0);
+        node = &file->node;
+    }
+    pthread_mutex_unlock(&files->lock);
+    if (node != &file->node)
+        file_free(file);
+    return (struct segment_file *)node;
+}
+
+static enum status open_checked(struct segment_files *files, uint64_t number, int flags,
+                                struct evidence *evidence, struct segment_file **file)
+{
+    char name[FILES_NAME_BYTES];
+    struct segment_view view = {.number = number};
+    enum status status = STATUS_ERRNO;
+
+    *evidence = (struct evidence){.segment = number};
+    files_name(number, name);
+    view.fd = openat(files->directory, name, flags | O_CLOEXEC | O_NOFOLLOW);
+    if (view.fd < 0) {
+        evidence->error = errno;
+        return STATUS_ERRNO;
+    }
+    int error = io_size(view.fd, &view.end);
+    if (error) {
+        evidence->error = error;
+        goto close_fd;
+    }
+    status = segment_check(&view, evidence);
+    if (status != STATUS_OK)
+        goto close_fd;
+    struct segment_file *fresh = file_new(number, view.fd);
+    if (fresh == NULL)
+        return STATUS_NO_MEMORY;
+    *file = share(files, fresh);
+    return STATUS_OK;
+
+close_fd:
+    close(view.fd);
+    return status;
+}
+
+enum status files_open(struct segment_files *files, uint64_t number, struct evidence *evidence,
+                       struct segment_file **file)
+{
+    *file = find(files, number);
+    return *file ? STATUS_OK : open_checked(files, number, O_RDONLY, evidence, file);
+}
+
+enum status files_open_tail(struct segment_files *files, uint64_t number, struct evidence *evidence,
+                            struct segment_file **file)
+{
+    return open_checked(files, number, O_RDWR, evidence, file);
+}
+
+enum status files_create(struct segment_files *files, uint64_t number, struct evidence *evidence,
+                         struct segment_file **file)
+{
+    char name[FILES_NAME_BYTES];
+    uint8_t header[SEGMENT_HEADER_BYTES];
+    struct iovec part = {header, sizeof header};
+
+    *evidence = (struct evidence){.segment = number};
+    files_name(number, name);
+    int fd =
+        openat(files->directory, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) {
+        evidence->error = errno;
+        return STATUS_ERRNO;
+    }
+    segment_header_encode(header, number);
+    evidence->error = io_write(fd, &part, 1, 0);
+    if (evidence->error) {
+        close(fd);
+        unlinkat(files->directory, name, 0);
+        return STATUS_ERRNO;
+    }
+    struct segment_file *fresh = file_new(number, fd);
+    if (fresh == NULL) {
+        unlinkat(files->directory, name, 0);
+        return STATUS_NO_MEMORY;
+    }
+    *file = share(files, fresh);
+    return STATUS_OK;
+}
+
+void files_release(struct segment_files *files, struct segment_file *file)
+{
+    struct lru_node *victim = NULL;
+
+    pthread_mutex_lock(&files->lock);
+    if (lru_release(&files->open, &file->node)) {
+        victim = &file->node;
+    } else if (files->open.count > files->limit) {
+        victim = lru_oldest(&files->open);
+        if (victim)
+            lru_unlink(&files->open, victim);
+    }
+    pthread_mutex_unlock(&files->lock);
+    if (victim)
+        file_free((struct segment_file *)victim);
+}
+
+void files_forget(struct segment_files *files, uint64_t number)
+{
+    pthread_mutex_lock(&files->lock);
+    struct lru_node *node = lru_find(&files->open, number, 0);
+    bool last = false;
+    if (node) {
+        lru_unlink(&files->open, node);
+        last = lru_release(&files->open, node);
+    }
+    pthread_mutex_unlock(&files->lock);
+    if (last)
+        file_free((struct segment_file *)node);
+}

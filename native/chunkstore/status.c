@@ -1,0 +1,26 @@
+#include "status.h"
+
+const char *status_reason(enum status status)
+{
+    switch (status) {
+    case STATUS_OK:
+        return "ok";
+    case STATUS_ERRNO:
+        return "system call failed";
+    case STATUS_NO_MEMORY:
+        return "out of memory";
+    case STATUS_CORRUPT_HEADER:
+        return "header is damaged";
+    case STATUS_CORRUPT_PAYLOAD:
+        return "payload is damaged";
+    case STATUS_TRUNCATED:
+        return "file is truncated";
+    case STATUS_TOO_LARGE:
+        return "block is too large";
+    case STATUS_OUTSIDE:
+        return "piece reaches beyond its block";
+    case STATUS_NEWER:
+        return "written by a newer version";
+    }
+    return "unknown status";
+}

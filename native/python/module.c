@@ -1,0 +1,764 @@
+/*
+ * agentfs.chunks._native: the chunk store for Python. Each call takes its buffers, drops the GIL,
+ * makes one call into native/chunkstore, takes the GIL and gives the buffers back.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <structmember.h>
+#include <zstd.h>
+
+#include "crc32c.h"
+#include "cutter.h"
+#include "store.h"
+
+struct module_state {
+    PyObject *corrupt_block; /* owned */
+    PyObject *newer_format;  /* owned */
+    PyObject *store_type;    /* owned */
+};
+
+static struct module_state *state_of(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+/* --- errors -------------------------------------------------------------------------------- */
+
+/* CorruptBlock and NewerFormat carry where and why as attributes. */
+static void raise_damage(PyObject *class, enum status status, const struct evidence *evidence)
+{
+    const char *reason = status_reason(status);
+    PyObject *error = NULL;
+    PyObject *segment = PyLong_FromUnsignedLongLong(evidence->segment);
+    PyObject *offset = PyLong_FromUnsignedLongLong(evidence->offset);
+    PyObject *text = PyUnicode_FromString(reason);
+
+    if (segment == NULL || offset == NULL || text == NULL)
+        goto done;
+    PyObject *message = PyUnicode_FromFormat("segment %S, offset %S: %U", segment, offset, text);
+    if (message == NULL)
+        goto done;
+    error = PyObject_CallOneArg(class, message);
+    Py_DECREF(message);
+    if (error && PyObject_SetAttrString(error, "segment", segment) == 0 &&
+        PyObject_SetAttrString(error, "offset_bytes", offset) == 0 &&
+        PyObject_SetAttrString(error, "reason", text) == 0)
+        PyErr_SetObject(class, error);
+
+done:
+    Py_XDECREF(error);
+    Py_XDECREF(text);
+    Py_XDECREF(offset);
+    Py_XDECREF(segment);
+}
+
+/* Always NULL, for a return statement. filename may be NULL. */
+static PyObject *raise_status(struct module_state *state, enum status status,
+                              const struct evidence *evidence, PyObject *filename)
+{
+    switch (status) {
+    case STATUS_ERRNO:
+        errno = evidence->error;
+        PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, filename);
+        break;
+    case STATUS_NO_MEMORY:
+        PyErr_NoMemory();
+        break;
+    case STATUS_NEWER:
+        raise_damage(state->newer_format, status, evidence);
+        break;
+    default:
+        raise_damage(state->corrupt_block, status, evidence);
+        break;
+    }
+    return NULL;
+}
+
+/* --- cutting and checksums ----------------------------------------------------------------- */
+
+static PyObject *module_params_for_size(PyObject *module, PyObject *arg)
+{
+    (void)module;
+    unsigned long long size = PyLong_AsUnsignedLongLong(arg);
+    if (size == (unsigned long long)-1 && PyErr_Occurred())
+        return NULL;
+    return PyLong_FromUnsignedLong(cutter_params_for_size(size)->id);
+}
+
+static PyObject *module_cut(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"data", "params", NULL};
+    Py_buffer data;
+    unsigned int id;
+    PyObject *lengths = NULL;
+
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*I:cut", names, &data, &id))
+        return NULL;
+    const struct cutter_params *params = cutter_params(id);
+    if (params == NULL) {
+        PyErr_Format(PyExc_ValueError, "no parameter set %u", id);
+        goto release;
+    }
+    size_t most = cutter_most_chunks(params, (size_t)data.len) * sizeof(uint32_t);
+    lengths = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)most);
+    if (lengths == NULL)
+        goto release;
+    uint32_t *out = (uint32_t *)(void *)PyBytes_AS_STRING(lengths);
+    size_t count;
+    Py_BEGIN_ALLOW_THREADS count = cutter_cut(params, data.buf, (size_t)data.len, out);
+    Py_END_ALLOW_THREADS _PyBytes_Resize(&lengths, (Py_ssize_t)(count * sizeof(uint32_t)));
+
+release:
+    PyBuffer_Release(&data);
+    return lengths;
+}
+
+static PyObject *module_crc32c(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"data", "crc", NULL};
+    Py_buffer data;
+    unsigned int crc = 0;
+
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*|I:crc32c", names, &data, &crc))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS crc = crc32c(crc, data.buf, (size_t)data.len);
+    Py_END_ALLOW_THREADS PyBuffer_Release(&data);
+    return PyLong_FromUnsignedLong(crc);
+}
+
+/* --- Store: life --------------------------------------------------------------------------- */
+
+struct store_object {
+    PyObject_HEAD struct store *store; /* guarded by the GIL; owned; NULL when closed */
+    Py_ssize_t calls;                  /* guarded by the GIL: under way in store without the GIL */
+    bool closing;                      /* guarded by the GIL: the last call closes the store */
+};
+
+static struct module_state *state_of_store(struct store_object *self)
+{
+    return PyType_GetModuleState(Py_TYPE(self));
+}
+
+/* NULL with ValueError when closed; else the store stays until leave(). */
+static struct store *enter(struct store_object *self)
+{
+    if (self->store == NULL || self->closing) {
+        PyErr_SetString(PyExc_ValueError, "the store is closed");
+        return NULL;
+    }
+    self->calls++;
+    return self->store;
+}
+
+static void close_store(struct store_object *self)
+{
+    struct store *store = self->store;
+    self->store = NULL;
+    if (store == NULL)
+        return;
+    Py_BEGIN_ALLOW_THREADS store_close(store);
+    Py_END_ALLOW_THREADS
+}
+
+static void leave(struct store_object *self)
+{
+    self->calls--;
+    if (self->closing && self->calls == 0)
+        close_store(self);
+}
+
+static int store_init(struct store_object *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"directory", "cache_bytes", "segment_bytes", "read_only", NULL};
+    PyObject *directory;
+    Py_ssize_t cache_bytes = 32 << 20;
+    Py_ssize_t segment_bytes = 32 << 20;
+    int read_only = 0;
+    struct evidence evidence;
+    struct store *store;
+    enum status status;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&|$nnp:Store", names, PyUnicode_FSConverter,
+                                     &directory, &cache_bytes, &segment_bytes, &read_only))
+        return -1;
+    if (self->store) {
+        PyErr_SetString(PyExc_RuntimeError, "the store is open already");
+        goto fail;
+    }
+    if (cache_bytes < 0 || segment_bytes <= 0) {
+        PyErr_SetString(PyExc_ValueError, "cache_bytes must be >= 0 and segment_bytes > 0");
+        goto fail;
+    }
+    struct store_options options = {
+        .cache_bytes = (uint64_t)cache_bytes,
+        .segment_bytes = (uint64_t)segment_bytes,
+        .read_only = read_only,
+    };
+    Py_BEGIN_ALLOW_THREADS status =
+        store_open(PyBytes_AS_STRING(directory), &options, &evidence, &store);
+    Py_END_ALLOW_THREADS if (status != STATUS_OK)
+    {
+        raise_status(state_of_store(self), status, &evidence, directory);
+        goto fail;
+    }
+    self->store = store;
+    self->closing = false;
+    Py_DECREF(directory);
+    return 0;
+
+fail:
+    Py_DECREF(directory);
+    return -1;
+}
+
+static void store_dealloc(struct store_object *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    close_store(self); /* each call holds a reference, so none is under way */
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyObject *store_close_method(struct store_object *self, PyObject *unused)
+{
+    (void)unused;
+    self->closing = true;
+    if (self->calls == 0)
+        close_store(self);
+    Py_RETURN_NONE;
+}
+
+/* --- Store: blocks ------------------------------------------------------------------------- */
+
+/* Buffers of a sequence, held while the GIL is dropped. */
+struct held_chunks {
+    Py_ssize_t count;
+    Py_buffer *buffers;         /* owned */
+    struct store_chunk *chunks; /* owned */
+};
+
+static void held_release(struct held_chunks *held)
+{
+    for (Py_ssize_t i = 0; i < held->count; i++)
+        PyBuffer_Release(&held->buffers[i]);
+    PyMem_Free(held->buffers);
+    PyMem_Free(held->chunks);
+}
+
+static bool held_acquire(PyObject *sequence, struct held_chunks *held)
+{
+    *held = (struct held_chunks){0};
+    /* A tuple of our own: acquiring a buffer may run code that changes a list. */
+    PyObject *items = PySequence_Tuple(sequence);
+    if (items == NULL)
+        return false;
+    Py_ssize_t count = PyTuple_GET_SIZE(items);
+    if (count == 0) {
+        PyErr_SetString(PyExc_ValueError, "a block needs at least one chunk");
+        goto fail;
+    }
+    held->buffers = PyMem_New(Py_buffer, count);
+    held->chunks = PyMem_New(struct store_chunk, count);
+    if (held->buffers == NULL || held->chunks == NULL) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    Py_ssize_t total = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Py_buffer *buffer = &held->buffers[i];
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(items, i), buffer, PyBUF_SIMPLE) != 0)
+            goto fail;
+        held->count++;
+        if (buffer->len == 0) {
+            PyErr_SetString(PyExc_ValueError, "a chunk is empty");
+            goto fail;
+        }
+        if (buffer->len > BLOCK_RAW_MAX - total) {
+            PyErr_Format(PyExc_ValueError, "a block has at most %d raw bytes", BLOCK_RAW_MAX);
+            goto fail;
+        }
+        total += buffer->len;
+        held->chunks[i] = (struct store_chunk){buffer->buf, (size_t)buffer->len};
+    }
+    Py_DECREF(items);
+    return true;
+
+fail:
+    held_release(held);
+    Py_DECREF(items);
+    return false;
+}
+
+static PyObject *store_put_method(struct store_object *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"chunks", "level", NULL};
+    PyObject *sequence;
+    int level;
+    struct held_chunks held;
+    struct evidence evidence;
+    struct store_place place;
+    enum status status;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Oi:put", names, &sequence, &level))
+        return NULL;
+    if (level < ZSTD_minCLevel() || level > ZSTD_maxCLevel())
+        return PyErr_Format(PyExc_ValueError, "level must be %d .. %d", ZSTD_minCLevel(),
+                            ZSTD_maxCLevel());
+    if (!held_acquire(sequence, &held))
+        return NULL;
+    struct store *store = enter(self);
+    if (store == NULL) {
+        held_release(&held);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS status =
+        store_put(store, held.chunks, (size_t)held.count, level, &evidence, &place);
+    Py_END_ALLOW_THREADS leave(self);
+    held_release(&held);
+    if (status != STATUS_OK)
+        return raise_status(state_of_store(self), status, &evidence, NULL);
+    return Py_BuildValue("KKI", (unsigned long long)place.segment, (unsigned long long)place.offset,
+                         (unsigned int)place.stored_bytes);
+}
+
+/* PyMem_Free() it. NULL with an exception, or the pieces, their count and the sum of their lengths.
+ */
+static struct store_piece *parse_pieces(PyObject *sequence, size_t *count, Py_ssize_t *total)
+{
+    PyObject *items = PySequence_Tuple(sequence);
+    if (items == NULL)
+        return NULL;
+    *count = (size_t)PyTuple_GET_SIZE(items);
+    *total = 0;
+    struct store_piece *pieces = PyMem_New(struct store_piece, *count ? *count : 1);
+    if (pieces == NULL) {
+        PyErr_NoMemory();
+        goto fail;
+    }
+    for (size_t i = 0; i < *count; i++) {
+        long long field[4];
+        PyObject *item = PyTuple_GET_ITEM(items, (Py_ssize_t)i);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a piece is (segment, offset, start, length)");
+            goto fail;
+        }
+        if (!PyArg_ParseTuple(item, "LLLL;a piece is (segment, offset, start, length)", &field[0],
+                              &field[1], &field[2], &field[3]))
+            goto fail;
+        if (field[0] < 0 || field[1] < 0 || field[2] < 0 || field[3] < 0 ||
+            field[2] > BLOCK_RAW_MAX || field[3] > BLOCK_RAW_MAX ||
+            *total > PY_SSIZE_T_MAX - (Py_ssize_t)field[3]) {
+            PyErr_SetString(PyExc_ValueError, "a piece is outside of any possible block");
+            goto fail;
+        }
+        pieces[i] = (struct store_piece){(uint64_t)field[0], (uint64_t)field[1], (uint32_t)field[2],
+                                         (uint32_t)field[3]};
+        *total += (Py_ssize_t)field[3];
+    }
+    Py_DECREF(items);
+    return pieces;
+
+fail:
+    PyMem_Free(pieces);
+    Py_DECREF(items);
+    return NULL;
+}
+
+/* False with an exception. */
+static bool get_pieces(struct store_object *self, const struct store_piece *pieces, size_t count,
+                       uint8_t *into)
+{
+    struct evidence evidence;
+    enum status status;
+
+    struct store *store = enter(self);
+    if (store == NULL)
+        return false;
+    Py_BEGIN_ALLOW_THREADS status = store_get(store, pieces, count, &evidence, into);
+    Py_END_ALLOW_THREADS leave(self);
+    if (status != STATUS_OK)
+        raise_status(state_of_store(self), status, &evidence, NULL);
+    return status == STATUS_OK;
+}
+
+static PyObject *store_get_method(struct store_object *self, PyObject *sequence)
+{
+    size_t count;
+    Py_ssize_t total;
+
+    struct store_piece *pieces = parse_pieces(sequence, &count, &total);
+    if (pieces == NULL)
+        return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, total);
+    if (bytes && !get_pieces(self, pieces, count, (uint8_t *)PyBytes_AS_STRING(bytes)))
+        Py_CLEAR(bytes);
+    PyMem_Free(pieces);
+    return bytes;
+}
+
+static PyObject *store_get_into_method(struct store_object *self, PyObject *args,
+                                       PyObject *keywords)
+{
+    static char *names[] = {"pieces", "buffer", NULL};
+    PyObject *sequence;
+    Py_buffer buffer;
+    size_t count;
+    Py_ssize_t total;
+    PyObject *result = NULL;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Ow*:get_into", names, &sequence, &buffer))
+        return NULL;
+    struct store_piece *pieces = parse_pieces(sequence, &count, &total);
+    if (pieces == NULL)
+        goto release;
+    if (total > buffer.len)
+        PyErr_Format(PyExc_ValueError, "the pieces have %zd bytes, the buffer %zd", total,
+                     buffer.len);
+    else if (get_pieces(self, pieces, count, buffer.buf))
+        result = PyLong_FromSsize_t(total);
+    PyMem_Free(pieces);
+
+release:
+    PyBuffer_Release(&buffer);
+    return result;
+}
+
+static PyObject *store_sync_method(struct store_object *self, PyObject *unused)
+{
+    struct evidence evidence;
+    enum status status;
+
+    (void)unused;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = store_sync(store, &evidence);
+    Py_END_ALLOW_THREADS leave(self);
+    if (status != STATUS_OK)
+        return raise_status(state_of_store(self), status, &evidence, NULL);
+    Py_RETURN_NONE;
+}
+
+/* --- Store: segments ----------------------------------------------------------------------- */
+
+/* False with an exception. */
+static bool parse_segment(PyObject *arg, uint64_t *segment)
+{
+    unsigned long long number = PyLong_AsUnsignedLongLong(arg);
+    if (number == (unsigned long long)-1 && PyErr_Occurred())
+        return false;
+    *segment = number;
+    return true;
+}
+
+struct block_row {
+    uint64_t offset;
+    uint32_t raw_bytes;
+    uint32_t stored_bytes;
+    uint32_t chunks;
+};
+
+struct block_list {
+    struct block_row *rows; /* owned; PyMem_RawFree(), as it grows without the GIL */
+    size_t used;
+    size_t room;
+};
+
+static enum status collect_block(void *context, uint64_t offset, const struct block_header *header,
+                                 const uint8_t *payload)
+{
+    struct block_list *list = context;
+
+    (void)payload;
+    if (list->used == list->room) {
+        size_t room = list->room ? 2 * list->room : 64;
+        struct block_row *grown = PyMem_RawRealloc(list->rows, room * sizeof *grown);
+        if (grown == NULL)
+            return STATUS_NO_MEMORY;
+        list->rows = grown;
+        list->room = room;
+    }
+    list->rows[list->used++] = (struct block_row){
+        offset, header->raw_bytes, BLOCK_HEADER_BYTES + header->stored_bytes, header->chunks};
+    return STATUS_OK;
+}
+
+static PyObject *list_of_blocks(const struct block_list *list)
+{
+    PyObject *result = PyList_New((Py_ssize_t)list->used);
+    for (size_t i = 0; result && i < list->used; i++) {
+        const struct block_row *row = &list->rows[i];
+        PyObject *item =
+            Py_BuildValue("KIII", (unsigned long long)row->offset, (unsigned int)row->raw_bytes,
+                          (unsigned int)row->stored_bytes, (unsigned int)row->chunks);
+        if (item == NULL)
+            Py_CLEAR(result);
+        else
+            PyList_SET_ITEM(result, (Py_ssize_t)i, item);
+    }
+    return result;
+}
+
+static PyObject *store_blocks_method(struct store_object *self, PyObject *arg)
+{
+    struct block_list list = {0};
+    struct evidence evidence;
+    uint64_t segment;
+    enum status status;
+
+    if (!parse_segment(arg, &segment))
+        return NULL;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = store_walk(store, segment, collect_block, &list, &evidence);
+    Py_END_ALLOW_THREADS leave(self);
+    PyObject *result = status == STATUS_OK
+                           ? list_of_blocks(&list)
+                           : raise_status(state_of_store(self), status, &evidence, NULL);
+    PyMem_RawFree(list.rows);
+    return result;
+}
+
+static PyObject *store_verify_method(struct store_object *self, PyObject *arg)
+{
+    struct evidence evidence;
+    uint64_t segment;
+    uint64_t blocks;
+    enum status status;
+
+    if (!parse_segment(arg, &segment))
+        return NULL;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = store_verify(store, segment, &evidence, &blocks);
+    Py_END_ALLOW_THREADS leave(self);
+    if (status != STATUS_OK)
+        return raise_status(state_of_store(self), status, &evidence, NULL);
+    return PyLong_FromUnsignedLongLong(blocks);
+}
+
+static PyObject *store_segments_method(struct store_object *self, PyObject *unused)
+{
+    struct evidence evidence;
+    struct store_segment *segments;
+    size_t count;
+    enum status status;
+
+    (void)unused;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = store_segments(store, &evidence, &segments, &count);
+    Py_END_ALLOW_THREADS leave(self);
+    if (status != STATUS_OK)
+        return raise_status(state_of_store(self), status, &evidence, NULL);
+    PyObject *result = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; result && i < count; i++) {
+        PyObject *item = Py_BuildValue("KK", (unsigned long long)segments[i].number,
+                                       (unsigned long long)segments[i].file_bytes);
+        if (item == NULL)
+            Py_CLEAR(result);
+        else
+            PyList_SET_ITEM(result, (Py_ssize_t)i, item);
+    }
+    free(segments);
+    return result;
+}
+
+static PyObject *store_remove_method(struct store_object *self, PyObject *arg)
+{
+    struct evidence evidence;
+    uint64_t segment;
+    enum status status;
+
+    if (!parse_segment(arg, &segment))
+        return NULL;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = store_remove(store, segment, &evidence);
+    Py_END_ALLOW_THREADS leave(self);
+    if (status != STATUS_OK)
+        return raise_status(state_of_store(self), status, &evidence, NULL);
+    Py_RETURN_NONE;
+}
+
+static PyObject *store_roll_method(struct store_object *self, PyObject *unused)
+{
+    struct evidence evidence;
+    uint64_t segment;
+    enum status status;
+
+    (void)unused;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS status = store_roll(store, &evidence, &segment);
+    Py_END_ALLOW_THREADS leave(self);
+    if (status != STATUS_OK)
+        return raise_status(state_of_store(self), status, &evidence, NULL);
+    return PyLong_FromUnsignedLongLong(segment);
+}
+
+static PyObject *store_drop_cache_method(struct store_object *self, PyObject *unused)
+{
+    (void)unused;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS store_drop_cache(store);
+    Py_END_ALLOW_THREADS leave(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *store_stats_method(struct store_object *self, PyObject *unused)
+{
+    struct store_stats stats;
+
+    (void)unused;
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS store_stats(store, &stats);
+    Py_END_ALLOW_THREADS leave(self);
+    return Py_BuildValue(
+        "{sKsKsKsKsKsKsK}", "cache_hits", (unsigned long long)stats.cache_hits, "cache_misses",
+        (unsigned long long)stats.cache_misses, "cache_bytes",
+        (unsigned long long)stats.cache_bytes, "bytes_put", (unsigned long long)stats.bytes_put,
+        "raw_bytes_put", (unsigned long long)stats.raw_bytes_put, "bytes_read",
+        (unsigned long long)stats.bytes_read, "blocks_put", (unsigned long long)stats.blocks_put);
+}
+
+/* --- the module ---------------------------------------------------------------------------- */
+
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+
+static PyMethodDef store_methods[] = {
+    {"put", KEYWORDS(store_put_method), "put(chunks, level) -> (segment, offset, stored_bytes)"},
+    {"get", (PyCFunction)store_get_method, METH_O, "get(pieces) -> bytes"},
+    {"get_into", KEYWORDS(store_get_into_method), "get_into(pieces, buffer) -> int"},
+    {"sync", (PyCFunction)store_sync_method, METH_NOARGS, "sync()"},
+    {"blocks", (PyCFunction)store_blocks_method, METH_O, "blocks(segment) -> list"},
+    {"verify", (PyCFunction)store_verify_method, METH_O, "verify(segment) -> int"},
+    {"segments", (PyCFunction)store_segments_method, METH_NOARGS, "segments() -> list"},
+    {"remove", (PyCFunction)store_remove_method, METH_O, "remove(segment)"},
+    {"roll", (PyCFunction)store_roll_method, METH_NOARGS, "roll() -> int"},
+    {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, "drop_cache()"},
+    {"stats", (PyCFunction)store_stats_method, METH_NOARGS, "stats() -> dict"},
+    {"close", (PyCFunction)store_close_method, METH_NOARGS, "close()"},
+    {0},
+};
+
+static PyType_Slot store_slots[] = {
+    {Py_tp_doc, "A directory of segments; see agentfs.chunks."},
+    {Py_tp_init, store_init},
+    {Py_tp_dealloc, store_dealloc},
+    {Py_tp_methods, store_methods},
+    {0, NULL},
+};
+
+static PyType_Spec store_spec = {
+    .name = "agentfs.chunks._native.Store",
+    .basicsize = sizeof(struct store_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = store_slots,
+};
+
+static PyObject *parameter_sets(void)
+{
+    PyObject *sets = PyDict_New();
+    for (size_t i = 0; sets && i < cutter_set_count; i++) {
+        const struct cutter_params *set = &cutter_sets[i];
+        PyObject *key = PyLong_FromUnsignedLong(set->id);
+        PyObject *value = Py_BuildValue("III", (unsigned int)set->min_bytes,
+                                        (unsigned int)set->avg_bytes, (unsigned int)set->max_bytes);
+        if (key == NULL || value == NULL || PyDict_SetItem(sets, key, value) != 0)
+            Py_CLEAR(sets);
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+    }
+    return sets;
+}
+
+/* Takes over the reference to value, which may be NULL with an exception. */
+static int add(PyObject *module, const char *name, PyObject *value)
+{
+    int result = value ? PyModule_AddObjectRef(module, name, value) : -1;
+    Py_XDECREF(value);
+    return result;
+}
+
+static int module_exec(PyObject *module)
+{
+    struct module_state *state = state_of(module);
+
+    state->corrupt_block = PyErr_NewExceptionWithDoc(
+        "agentfs.chunks.CorruptBlock",
+        "Stored bytes are damaged. Attributes: segment, offset_bytes, reason.", NULL, NULL);
+    state->newer_format = PyErr_NewExceptionWithDoc(
+        "agentfs.chunks.NewerFormat",
+        "Written by a newer agentfs. Attributes: segment, offset_bytes, reason.", NULL, NULL);
+    state->store_type = PyType_FromModuleAndSpec(module, &store_spec, NULL);
+    if (add(module, "CorruptBlock", Py_XNewRef(state->corrupt_block)) != 0 ||
+        add(module, "NewerFormat", Py_XNewRef(state->newer_format)) != 0 ||
+        add(module, "Store", Py_XNewRef(state->store_type)) != 0 ||
+        add(module, "PARAMETER_SETS", parameter_sets()) != 0 ||
+        PyModule_AddIntConstant(module, "CUT_SMALL", CUTTER_SMALL) != 0 ||
+        PyModule_AddIntConstant(module, "CUT_LARGE", CUTTER_LARGE) != 0 ||
+        PyModule_AddIntConstant(module, "CUT_HUGE", CUTTER_HUGE) != 0 ||
+        PyModule_AddIntConstant(module, "BLOCK_RAW_MAX", BLOCK_RAW_MAX) != 0 ||
+        PyModule_AddIntConstant(module, "BLOCK_HEADER_BYTES", BLOCK_HEADER_BYTES) != 0)
+        return -1;
+    return 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct module_state *state = state_of(module);
+    Py_VISIT(state->corrupt_block);
+    Py_VISIT(state->newer_format);
+    Py_VISIT(state->store_type);
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    struct module_state *state = state_of(module);
+    Py_CLEAR(state->corrupt_block);
+    Py_CLEAR(state->newer_format);
+    Py_CLEAR(state->store_type);
+    return 0;
+}
+
+static PyMethodDef module_methods[] = {
+    {"params_for_size", module_params_for_size, METH_O, "params_for_size(size_bytes) -> int"},
+    {"cut", KEYWORDS(module_cut), "cut(data, params) -> bytes"},
+    {"crc32c", KEYWORDS(module_crc32c), "crc32c(data, crc=0) -> int"},
+    {0},
+};
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "agentfs.chunks._native",
+    .m_doc = "The chunk store in C; agentfs.chunks is its face.",
+    .m_size = sizeof(struct module_state),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&definition);
+}
