@@ -1,0 +1,48 @@
+"""Names of bytes: BLAKE3 of a chunk, and of a whole content.
+
+A content without holes is named by the BLAKE3 of its bytes, as b3sum prints it.
+One with holes is named by BLAKE3 in key derivation mode over its data and, for
+each hole, its place and length: hashing the zeros of a terabyte hole would take
+minutes. Two files that differ only in what is a hole share chunks, not a name.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from blake3 import blake3
+
+DIGEST_BYTES = 32
+_SPARSE_CONTEXT = "agentfs 2026-11-21 content with holes"
+
+Bytes = bytes | bytearray | memoryview
+
+_HOLE = struct.Struct("<QQ")
+
+
+class ContentHasher:
+    """Names a content from its parts, given in order."""
+
+    __slots__ = ("_hasher",)
+
+    def __init__(self, *, sparse: bool) -> None:
+        """:param sparse: whether it has any hole"""
+        if sparse:
+            self._hasher = blake3(derive_key_context=_SPARSE_CONTEXT, max_threads=blake3.AUTO)
+        else:
+            self._hasher = blake3(max_threads=blake3.AUTO)
+
+    def data(self, data: Bytes) -> None:
+        self._hasher.update(data)
+
+    def hole(self, offset: int, length: int) -> None:
+        """A hole of *length* bytes at *offset*."""
+        self._hasher.update(_HOLE.pack(offset, length))
+
+    def digest(self) -> bytes:
+        return self._hasher.digest()
+
+
+def digest_of(data: Bytes) -> bytes:
+    """BLAKE3 of *data*, 32 bytes."""
+    return blake3(data).digest()

@@ -1,0 +1,1 @@
+"""POSIX meaning: names, files, staging, sealing. No FUSE, and no bytes of chunks."""

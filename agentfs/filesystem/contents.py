@@ -1,0 +1,111 @@
+"""Sealed content, read: by range for a read request, or whole for a staged copy.
+
+Places of chunks are looked up for every read and never kept, so compaction may
+move a chunk at any time; a read that loses that race finds its segment gone and
+looks again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+
+import trio
+
+from agentfs.chunks import Store
+from agentfs.chunks.digest import ContentHasher
+from agentfs.chunks.recipe import Recipe
+from agentfs.filesystem.staging import write_all
+from agentfs.index import Index
+
+_RECIPES_KEPT = 256
+_WINDOW_BYTES = 8 << 20
+
+Piece = tuple[int, int, int, int]
+"""(segment, block offset, start in the raw block, length), as `Store.get` takes it."""
+
+
+class ContentDamaged(Exception):
+    """What was put together does not have the digest it is named by."""
+
+    def __init__(self, content: int, expected: bytes, found: bytes) -> None:
+        super().__init__(
+            f"content {content} should have BLAKE3 {expected.hex()}, has {found.hex()}"
+        )
+
+
+class ContentReader:
+    """Reads contents by their ids."""
+
+    def __init__(self, index: Index, store: Store) -> None:
+        self._contents = index.contents
+        self._store = store
+        self._recipes: OrderedDict[int, Recipe] = OrderedDict()
+
+    def recipe(self, content: int) -> Recipe:
+        """:raises KeyError: there is no such content"""
+        recipe = self._recipes.get(content)
+        if recipe is None:
+            recipe = self._recipes[content] = Recipe(*self._contents.get(content))
+            if len(self._recipes) > _RECIPES_KEPT:
+                self._recipes.popitem(last=False)
+        else:
+            self._recipes.move_to_end(content)
+        return recipe
+
+    def forget(self, content: int) -> None:
+        """A content was removed; its id may be given again."""
+        self._recipes.pop(content, None)
+
+    async def read(self, content: int, offset: int, size: int) -> bytes:
+        """Up to *size* bytes from *offset* on; fewer only at the end.
+
+        :raises CorruptBlock: a checksum failed
+        """
+        recipe = self.recipe(content)
+        pieces = self._pieces(recipe, offset, size)
+        try:
+            return await trio.to_thread.run_sync(self._store.get, pieces)
+        except FileNotFoundError:
+            pieces = self._pieces(recipe, offset, size)
+            return await trio.to_thread.run_sync(self._store.get, pieces)
+
+    def _pieces(self, recipe: Recipe, offset: int, size: int) -> list[Piece]:
+        parts = list(recipe.parts(offset, size))
+        places = iter(self._contents.locate(chunk for chunk, _, _ in parts if chunk is not None))
+        pieces = []
+        for chunk, within, length in parts:
+            if chunk is None:
+                pieces.append((0, 0, 0, length))
+            else:
+                place = next(places)
+                pieces.append((place.segment, place.offset, place.start + within, length))
+        return pieces
+
+    async def copy_to(self, content: int, fd: int, limit: int | None = None) -> None:
+        """Write the whole content, or its first *limit* bytes, to an empty file.
+
+        A whole copy is checked against the digest. Holes stay holes.
+
+        :raises ContentDamaged: the digest differs
+        """
+        recipe = self.recipe(content)
+        size = recipe.size if limit is None else min(limit, recipe.size)
+        hasher = ContentHasher(sparse=recipe.is_sparse)
+        for start, length, is_hole in recipe.extents(size):
+            if is_hole:
+                hasher.hole(start, length)
+                continue
+            for offset in range(start, start + length, _WINDOW_BYTES):
+                data = await self.read(
+                    content, offset, min(_WINDOW_BYTES, start + length - offset)
+                )
+                await trio.to_thread.run_sync(_copy_window, fd, hasher, data, offset)
+        os.ftruncate(fd, size)
+        if size == recipe.size and hasher.digest() != recipe.digest:
+            raise ContentDamaged(content, recipe.digest, hasher.digest())
+
+
+def _copy_window(fd: int, hasher: ContentHasher, data: bytes, offset: int) -> None:
+    write_all(fd, data, offset)
+    hasher.data(data)

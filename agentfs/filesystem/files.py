@@ -1,0 +1,211 @@
+"""Open files and their bytes: read, write, truncate.
+
+A file is read from its staged copy when it has one, else from its sealed
+content. The first change of a sealed file makes the staged copy. Nothing here
+awaits between looking at a file's state and acting on it, except to make that
+copy, which `LiveFile.lock` covers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import trio
+
+from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.livefile import InodeTable, LiveFile
+from agentfs.filesystem.namespace import Namespace
+from agentfs.filesystem.staging import StagedFile, Staging, write_all
+from agentfs.index import Index
+from agentfs.model import Inode
+
+_DAY_NS = 24 * 3600 * 10**9
+
+
+def needs_atime(inode: Inode, now_ns: int) -> bool:
+    """relatime: a read is recorded if it is the first after a change, or in a day."""
+    atime = inode.atime_ns
+    return atime <= inode.mtime_ns or atime <= inode.ctime_ns or now_ns - atime >= _DAY_NS
+
+
+class Handle:
+    """One open(2) of a regular file."""
+
+    __slots__ = ("file", "is_privileged", "is_writer", "records_atime")
+
+    def __init__(self, file: LiveFile, *, is_writer: bool, is_privileged: bool) -> None:
+        self.file = file
+        self.is_writer = is_writer
+        self.is_privileged = is_privileged
+        """Opened by root: writing leaves set-id bits alone."""
+        self.records_atime = False
+
+
+class Files:
+    """Regular files."""
+
+    def __init__(
+        self,
+        index: Index,
+        table: InodeTable,
+        namespace: Namespace,
+        staging: Staging,
+        contents: ContentReader,
+    ) -> None:
+        self._index = index
+        self._table = table
+        self._namespace = namespace
+        self._staging = staging
+        self._contents = contents
+
+    def open(self, inode: Inode, flags: int, *, is_privileged: bool) -> Handle:
+        """A handle on a regular inode. O_TRUNC is the caller's to do, by `truncate`."""
+        file = self._table.enliven(inode)
+        is_writer = flags & os.O_ACCMODE != os.O_RDONLY
+        handle = Handle(file, is_writer=is_writer, is_privileged=is_privileged)
+        file.handles += 1
+        file.writers += is_writer
+        if not flags & os.O_NOATIME and flags & os.O_ACCMODE != os.O_WRONLY:
+            handle.records_atime = needs_atime(inode, time.time_ns())
+        return handle
+
+    def release(self, handle: Handle) -> None:
+        file = handle.file
+        file.handles -= 1
+        file.writers -= handle.is_writer
+        if handle.is_writer:
+            file.changed_at = time.monotonic()
+            if not file.writers:
+                self.unstage_if_sealed(file)
+        self._table.released(file)
+
+    def unstage_if_sealed(self, file: LiveFile) -> None:
+        """Drop the staged copy of a file that is sealed and that nobody writes."""
+        if file.staged is not None and not file.writers and not file.is_dirty:
+            self._staging.discard(file.staged)
+            file.staged = None
+            if not file.handles:
+                self._table.released(file)
+
+    # Reading
+
+    async def read(self, handle: Handle, offset: int, size: int) -> bytes:
+        """Up to *size* bytes from *offset* on; fewer only at the end of the file."""
+        file = handle.file
+        if handle.records_atime:
+            handle.records_atime = False
+            self._record_atime(file.inode)
+        if file.staged is not None:
+            return os.pread(file.staged.descriptor(), size, offset)
+        content = file.inode.content
+        if content is None or offset >= file.inode.size:
+            return b""
+        return await self._contents.read(content, offset, size)
+
+    def _record_atime(self, inode: Inode) -> None:
+        now = time.time_ns()
+        if needs_atime(inode, now):
+            inode.atime_ns = now
+            self._index.inodes.set_atime(inode.id, now)
+
+    # Writing
+
+    async def write(self, handle: Handle, offset: int, data: bytes) -> int:
+        """Write all of *data*; returns its length."""
+        file = handle.file
+        staged = file.staged
+        if staged is None:
+            staged = await self._stage(file)
+        if not handle.is_privileged:
+            self._namespace.drop_privileges(file.inode)
+        end = offset + len(data)
+        growth = end - file.inode.size
+        if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
+            await self._move_to_disk(file, staged)
+        await self._write_staged(file, staged, data, offset)
+        file.touch(time.time_ns())
+        self._grow(file, staged, end)
+        return len(data)
+
+    async def _write_staged(
+        self, file: LiveFile, staged: StagedFile, data: bytes, offset: int
+    ) -> None:
+        try:
+            write_all(staged.descriptor(), data, offset)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or staged.on_disk:
+                raise
+            await self._move_to_disk(file, staged)
+            write_all(staged.descriptor(), data, offset)
+
+    def _grow(self, file: LiveFile, staged: StagedFile, end: int) -> None:
+        growth = end - file.inode.size
+        if growth > 0:
+            file.inode.size = end
+            if not staged.on_disk:
+                self._staging.used_bytes += growth
+
+    async def _move_to_disk(self, file: LiveFile, staged: StagedFile) -> None:
+        async with file.lock:
+            if not staged.on_disk:
+                await trio.to_thread.run_sync(self._staging.move_to_disk, staged)
+
+    async def _stage(self, file: LiveFile, limit: int | None = None) -> StagedFile:
+        """The staged copy, made from the content if need be: all of it, or *limit* bytes."""
+        async with file.lock:
+            if file.staged is not None:
+                return file.staged
+            inode = file.inode
+            if inode.content is None or limit == 0:
+                file.staged = staged = self._staging.create(inode.id)
+            else:
+                staged = await self._copy_content(inode, inode.content, limit)
+                file.staged = staged
+            return staged
+
+    async def _copy_content(self, inode: Inode, content: int, limit: int | None) -> StagedFile:
+        size = inode.size if limit is None else min(limit, inode.size)
+        staged = self._staging.create_incomplete(inode.id, size)
+        try:
+            await self._contents.copy_to(content, staged.descriptor(), limit)
+            os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
+            self._staging.complete(staged)
+        except BaseException:
+            staged.close()
+            os.unlink(staged.path)
+            raise
+        if not staged.on_disk:
+            self._staging.used_bytes += size
+        return staged
+
+    async def truncate(self, file: LiveFile, size: int, *, is_privileged: bool) -> None:
+        """Cut or extend to *size* bytes; what is added is a hole."""
+        staged = file.staged
+        if staged is None:
+            staged = await self._stage(file, limit=size)
+        before = self._staging.size_of(staged)
+        os.truncate(staged.path if staged.fd is None else staged.fd, size)
+        if not staged.on_disk:
+            self._staging.used_bytes += size - before
+        if not is_privileged:
+            self._namespace.drop_privileges(file.inode)
+            self._namespace.drop_capabilities(file.inode)
+        file.inode.size = size
+        file.touch(time.time_ns())
+
+    def set_staged_times(self, file: LiveFile) -> None:
+        """Carry times set by a program over to the staged file, where a restart finds them."""
+        if file.staged is not None:
+            where = file.staged.path if file.staged.fd is None else file.staged.fd
+            os.utime(where, ns=(file.inode.atime_ns, file.inode.mtime_ns))
+
+    def allocated_bytes(self, inode: Inode) -> int:
+        """What st_blocks counts: bytes that are not holes."""
+        file = self._table.live(inode.id)
+        if file is not None and file.staged is not None:
+            staged = file.staged
+            status = os.stat(staged.path if staged.fd is None else staged.fd)
+            return status.st_blocks * 512
+        return inode.size - (inode.holes or 0)

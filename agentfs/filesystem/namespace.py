@@ -1,0 +1,405 @@
+"""Names and attributes: everything about files but their bytes.
+
+Every method is one synchronous transaction on the event loop's thread, so two
+of them never interleave. Permission is the kernel's business (the filesystem is
+mounted with default_permissions); what is left here is what only the owner of
+the names can know: which exist, what they mean, and what follows from a change.
+
+The kernel serialises changes to one directory, and has looked up every name it
+asks about, so checks it has made are repeated here only where they cost nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from agentfs.filesystem.livefile import InodeTable
+from agentfs.index import Index
+from agentfs.model import Inode
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+"""Flags of renameat2(2)."""
+
+NAME_BYTES_MAX: Final = 255
+
+_SUPPORTED_XATTRS = (b"user.", b"security.", b"trusted.")
+_CAPABILITY = b"security.capability"
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Who asks."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(slots=True)
+class AttributeChange:
+    """What setattr is to change; None: leave it."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+def without_setid(mode: int) -> int:
+    """The mode that a file has after someone without privilege has changed it."""
+    mode &= ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    return mode
+
+
+class Namespace:
+    """The tree of names."""
+
+    def __init__(self, index: Index, table: InodeTable) -> None:
+        self._index = index
+        self._inodes = index.inodes
+        self._dentries = index.dentries
+        self._xattrs = index.xattrs
+        self._table = table
+
+    def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """The inode a name means, or None. The caller tells the kernel of it."""
+        if name == b".":
+            return self._table.get(parent)
+        if name == b"..":
+            above = self._table.get(parent).parent
+            return self._table.get(above) if above is not None else None
+        inode = self._dentries.lookup(parent, name)
+        if inode is None:
+            if len(name) > NAME_BYTES_MAX:
+                raise OSError(errno.ENAMETOOLONG, "name too long")
+            return None
+        return self._table.current(inode)
+
+    def create(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        caller: Caller,
+        *,
+        rdev: int | None = None,
+        target: bytes | None = None,
+    ) -> Inode:
+        """A new inode of any type under a new name.
+
+        :raises FileExistsError: the name is taken
+        """
+        if len(name) > NAME_BYTES_MAX:
+            raise OSError(errno.ENAMETOOLONG, "name too long")
+        now = time.time_ns()
+        is_directory = stat.S_ISDIR(mode)
+        with self._index.transaction:
+            directory = self._inodes.touch_directory(
+                parent, now, subdirectories=1 if is_directory else 0
+            )
+            if directory is None:
+                raise OSError(errno.ENOENT, "directory is gone")
+            directory_mode, gid = directory
+            if not directory_mode & stat.S_ISGID:
+                gid = caller.gid
+            elif is_directory:
+                mode |= stat.S_ISGID
+            inode = Inode(
+                id=self._inodes.allocate(),
+                mode=mode,
+                uid=caller.uid,
+                gid=gid,
+                nlink=2 if is_directory else 1,
+                size=len(target) if target is not None else 0,
+                atime_ns=now,
+                mtime_ns=now,
+                ctime_ns=now,
+                rdev=rdev,
+                target=target,
+                parent=parent if is_directory else None,
+            )
+            self._dentries.insert(parent, name, inode.id)
+            self._inodes.insert(inode)
+        return inode
+
+    def link(self, inode_id: int, parent: int, name: bytes) -> Inode:
+        """One more name for an inode."""
+        inode = self._table.get(inode_id)
+        if inode.nlink == 0:
+            raise OSError(errno.ENOENT, "inode has no name left")
+        now = time.time_ns()
+        with self._index.transaction:
+            self._dentries.insert(parent, name, inode_id)
+            self._inodes.touch_directory(parent, now)
+            self._inodes.set_links(inode_id, inode.nlink + 1, now)
+        inode.nlink += 1
+        inode.ctime_ns = now
+        return inode
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name of anything but a directory."""
+        inode = self._existing(parent, name)
+        if inode.is_directory:
+            raise OSError(errno.EISDIR, "is a directory")
+        now = time.time_ns()
+        with self._index.transaction:
+            self._dentries.delete(parent, name)
+            self._inodes.touch_directory(parent, now)
+            self._drop_link(inode, now)
+        self._after_drop(inode)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        inode = self._existing(parent, name)
+        if not inode.is_directory:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        if not self._dentries.is_empty(inode.id):
+            raise OSError(errno.ENOTEMPTY, "directory is not empty")
+        now = time.time_ns()
+        with self._index.transaction:
+            self._dentries.delete(parent, name)
+            self._inodes.touch_directory(parent, now, subdirectories=-1)
+            self._drop_link(inode, now)
+        self._after_drop(inode)
+
+    def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Move a name, replacing what the new one means, or exchange two."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise OSError(errno.EINVAL, "unknown rename flag")
+        if len(new_name) > NAME_BYTES_MAX:
+            raise OSError(errno.ENAMETOOLONG, "name too long")
+        moved = self._existing(old_parent, old_name)
+        victim = self.lookup(new_parent, new_name)
+        if flags & RENAME_EXCHANGE:
+            if victim is None:
+                raise OSError(errno.ENOENT, "nothing to exchange with")
+            self._exchange(moved, old_parent, old_name, victim, new_parent, new_name)
+            return
+        if victim is not None:
+            if flags & RENAME_NOREPLACE:
+                raise OSError(errno.EEXIST, "name is taken")
+            if victim.id == moved.id:
+                return
+            self._check_replaceable(moved, victim)
+        now = time.time_ns()
+        is_directory = moved.is_directory
+        with self._index.transaction:
+            self._dentries.delete(old_parent, old_name)
+            self._dentries.point(new_parent, new_name, moved.id)
+            if victim is not None:
+                self._drop_link(victim, now)
+            gained = is_directory - (victim is not None and victim.is_directory)
+            if old_parent == new_parent:
+                gained -= is_directory
+            else:
+                self._inodes.touch_directory(old_parent, now, subdirectories=-int(is_directory))
+                if is_directory:
+                    self._inodes.set_parent(moved.id, new_parent)
+            self._inodes.touch_directory(new_parent, now, subdirectories=gained)
+            self._inodes.set_times(moved.id, moved.mtime_ns, now)
+            if victim is not None:
+                self._inherit_content(moved, victim)
+        moved.ctime_ns = now
+        live = self._table.live(moved.id)
+        if live is not None:
+            live.name = (new_parent, new_name)
+        if victim is not None:
+            self._after_drop(victim)
+
+    def _inherit_content(self, moved: Inode, victim: Inode) -> None:
+        """Let a staged file that replaces a sealed one fall back to the sealed content.
+
+        Its row names no content until it is sealed. Should the machine lose power
+        first, the name shows the content it had before the rename, not an empty file.
+        """
+        live = self._table.live(moved.id)
+        is_unsealed = live is not None and live.staged is not None and moved.content is None
+        if is_unsealed and victim.content is not None:
+            self._index.contents.reference(victim.content)
+            self._inodes.set_content(moved.id, victim.content, victim.size, victim.holes)
+            moved.content = victim.content
+
+    def _exchange(
+        self,
+        one: Inode,
+        one_parent: int,
+        one_name: bytes,
+        other: Inode,
+        other_parent: int,
+        other_name: bytes,
+    ) -> None:
+        now = time.time_ns()
+        difference = int(other.is_directory) - int(one.is_directory)
+        with self._index.transaction:
+            self._dentries.point(one_parent, one_name, other.id)
+            self._dentries.point(other_parent, other_name, one.id)
+            if one_parent == other_parent:
+                self._inodes.touch_directory(one_parent, now)
+            else:
+                self._inodes.touch_directory(one_parent, now, subdirectories=difference)
+                self._inodes.touch_directory(other_parent, now, subdirectories=-difference)
+                for inode, parent in ((one, other_parent), (other, one_parent)):
+                    if inode.is_directory:
+                        self._inodes.set_parent(inode.id, parent)
+            for inode in (one, other):
+                self._inodes.set_times(inode.id, inode.mtime_ns, now)
+                inode.ctime_ns = now
+
+    def _existing(self, parent: int, name: bytes) -> Inode:
+        inode = self.lookup(parent, name)
+        if inode is None:
+            raise OSError(errno.ENOENT, "no such name")
+        return inode
+
+    def _check_replaceable(self, moved: Inode, victim: Inode) -> None:
+        if victim.is_directory:
+            if not moved.is_directory:
+                raise OSError(errno.EISDIR, "is a directory")
+            if not self._dentries.is_empty(victim.id):
+                raise OSError(errno.ENOTEMPTY, "directory is not empty")
+        elif moved.is_directory:
+            raise OSError(errno.ENOTDIR, "not a directory")
+
+    def _drop_link(self, inode: Inode, now_ns: int) -> None:
+        left = 0 if inode.is_directory else inode.nlink - 1
+        self._inodes.set_links(inode.id, left, now_ns)
+        inode.nlink = left
+        inode.ctime_ns = now_ns
+
+    def _after_drop(self, inode: Inode) -> None:
+        if inode.nlink == 0:
+            self._table.unlinked(inode.id)
+
+    def entries_after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+        """Up to *limit* entries of a directory that sort after *name*."""
+        current = self._table.current
+        return [
+            (entry, current(inode)) for entry, inode in self._dentries.after(parent, name, limit)
+        ]
+
+    # Attributes
+
+    def change_attributes(self, inode: Inode, change: AttributeChange) -> None:
+        """chmod, chown and utimensat."""
+        if change.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode)
+        if change.uid is not None or change.gid is not None:
+            self._change_owner(inode, change)
+        if change.atime_ns is not None:
+            inode.atime_ns = change.atime_ns
+        if change.mtime_ns is not None:
+            inode.mtime_ns = change.mtime_ns
+        inode.ctime_ns = time.time_ns() if change.ctime_ns is None else change.ctime_ns
+        self._inodes.update_attributes(inode)
+
+    def _change_owner(self, inode: Inode, change: AttributeChange) -> None:
+        if change.uid is not None:
+            inode.uid = change.uid
+        if change.gid is not None:
+            inode.gid = change.gid
+        if inode.is_regular:
+            # The kernel leaves this to us (FUSE_HANDLE_KILLPRIV), for root as well.
+            inode.mode = without_setid(inode.mode)
+            self._xattrs.remove(inode.id, _CAPABILITY)
+
+    def drop_privileges(self, inode: Inode) -> None:
+        """Someone without privilege changed the bytes: take away set-id bits and capabilities."""
+        plain = without_setid(inode.mode)
+        if plain != inode.mode:
+            inode.mode = plain
+            self._inodes.update_attributes(inode)
+
+    def drop_capabilities(self, inode: Inode) -> None:
+        self._xattrs.remove(inode.id, _CAPABILITY)
+
+    # Extended attributes
+
+    def get_xattr(self, inode_id: int, name: bytes) -> bytes:
+        """:raises OSError: ENODATA, or EOPNOTSUPP for a namespace that is not kept"""
+        value = self._xattrs.get(inode_id, name)
+        if value is None:
+            if not name.startswith(_SUPPORTED_XATTRS):
+                raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
+            raise OSError(errno.ENODATA, "no such attribute")
+        return value
+
+    def set_xattr(self, inode_id: int, name: bytes, value: bytes) -> None:
+        if not name.startswith(_SUPPORTED_XATTRS):
+            raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
+        inode = self._table.get(inode_id)
+        inode.ctime_ns = time.time_ns()
+        with self._index.transaction:
+            self._xattrs.set(inode_id, name, value)
+            self._inodes.update_attributes(inode)
+
+    def list_xattrs(self, inode_id: int) -> list[bytes]:
+        return self._xattrs.names(inode_id)
+
+    def remove_xattr(self, inode_id: int, name: bytes) -> None:
+        inode = self._table.get(inode_id)
+        inode.ctime_ns = time.time_ns()
+        with self._index.transaction:
+            if not self._xattrs.remove(inode_id, name):
+                raise OSError(errno.ENODATA, "no such attribute")
+            self._inodes.update_attributes(inode)
+
+
+class DirectoryStream:
+    """One open directory: itself, its parent, then its entries in byte order of the names.
+
+    A position is a count of entries returned so far on this stream, so it stays
+    good while names come and go; reading from position 0 starts afresh.
+    """
+
+    __slots__ = ("_inode_id", "_names", "_namespace")
+
+    _BATCH = 256
+
+    def __init__(self, namespace: Namespace, inode_id: int) -> None:
+        self._namespace = namespace
+        self._inode_id = inode_id
+        self._names: list[bytes] = []
+
+    def entries(self, position: int) -> list[tuple[int, bytes, Inode]]:
+        """Some entries from *position* on, with the position after each; empty at the end."""
+        if position == 0:
+            self._names.clear()
+        while position < len(self._names):
+            batch = self._known(position)
+            if batch:
+                return batch
+            position += self._BATCH  # all of those have gone
+        return self._next()
+
+    def _known(self, position: int) -> list[tuple[int, bytes, Inode]]:
+        names = self._names[position : position + self._BATCH]
+        found = (
+            (number, name, self._namespace.lookup(self._inode_id, name))
+            for number, name in enumerate(names, position + 1)
+        )
+        return [(number, name, inode) for number, name, inode in found if inode is not None]
+
+    def _next(self) -> list[tuple[int, bytes, Inode]]:
+        batch: list[tuple[int, bytes, Inode]] = []
+        if not self._names:
+            for name in (b".", b".."):
+                inode = self._namespace.lookup(self._inode_id, name)
+                if inode is not None:
+                    self._names.append(name)
+                    batch.append((len(self._names), name, inode))
+        # "." and ".." are not in the index: the first search starts before every name.
+        last = self._names[-1] if len(self._names) > len(batch) else b""
+        for name, inode in self._namespace.entries_after(self._inode_id, last, self._BATCH):
+            self._names.append(name)
+            batch.append((len(self._names), name, inode))
+        return batch

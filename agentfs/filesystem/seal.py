@@ -1,0 +1,436 @@
+"""Sealing: staged files become contents made of chunks, durably.
+
+For each file: read it once, hash it; a digest that is known is done. Otherwise
+cut it, hash the chunks, append those that are unknown in compressed blocks.
+Then, in this order: the segments are made durable, the blocks and chunks are
+recorded, the inode names its new content. A crash in between leaves bytes or
+rows that nothing refers to, which gc removes; no row ever names bytes that a
+power cut could still take.
+
+A file may be written while it is sealed. Each byte is read once, so what is
+stored is what was hashed; the file's version says whether it must be sealed again.
+
+Bytes are handled in worker threads (`_store`), which ask the event loop's thread
+for what is known; rows are written on the event loop's thread, in transactions
+short enough not to be noticed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import trio
+
+from agentfs.chunks import Store, cut, params_for_size
+from agentfs.chunks.digest import ContentHasher, digest_of
+from agentfs.chunks.recipe import encode
+from agentfs.filesystem.durability import Durability
+from agentfs.filesystem.gate import Gate
+from agentfs.filesystem.livefile import LiveFile
+from agentfs.filesystem.staging import data_extents
+from agentfs.index import Index
+from agentfs.model import SECTOR_BYTES, NewBlock
+
+log = logging.getLogger(__name__)
+
+WINDOW_BYTES = 16 << 20
+"""Read, cut and hashed at once; files up to this size are sealed together, up to twice it."""
+
+_COMMIT_FILES = 128
+"""Files recorded in one transaction, about 3 ms."""
+
+_NO_PROGRESS: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    """A file as a seal finds it, and what becomes of it."""
+
+    file: LiveFile
+    version: int
+    path: str
+    size: int = 0
+    holes: int = 0
+    digest: bytes = b""
+    parts: list[tuple[bytes | None, int]] = field(default_factory=list)
+    """(chunk digest, or None for a hole; length in bytes)."""
+
+
+class _Packer:
+    """Collects new chunks into blocks and compresses those side by side. One thread's own."""
+
+    def __init__(self, store: Store, pool: ThreadPoolExecutor, level: int, block_bytes: int):
+        self._store = store
+        self._pool = pool
+        self._level = level
+        self._block_bytes = block_bytes
+        self._digests: list[tuple[bytes, int]] = []
+        self._views: list[memoryview] = []
+        self._bytes = 0
+        self._running: list[tuple[Future[tuple[int, int, int]], list[tuple[bytes, int]]]] = []
+        self._packed: set[bytes] = set()
+        self.blocks: list[NewBlock] = []
+
+    def add(self, digest: bytes, view: memoryview) -> None:
+        if digest in self._packed:
+            return
+        self._packed.add(digest)
+        if self._bytes + len(view) > self._block_bytes:
+            self.flush()
+        self._digests.append((digest, len(view)))
+        self._views.append(view)
+        self._bytes += len(view)
+
+    def flush(self) -> None:
+        """Start compressing what has been collected; wait when enough is under way."""
+        if not self._views:
+            return
+        while len(self._running) >= 2 * _WORKERS:
+            self._finish_one()
+        future = self._pool.submit(self._store.put, self._views, self._level)
+        self._running.append((future, self._digests))
+        self._digests, self._views, self._bytes = [], [], 0
+
+    def finish(self) -> list[NewBlock]:
+        """Wait for all blocks; their places."""
+        self.flush()
+        while self._running:
+            self._finish_one()
+        return self.blocks
+
+    def _finish_one(self) -> None:
+        future, digests = self._running.pop(0)
+        segment, offset, stored = future.result()
+        self.blocks.append(NewBlock(segment, offset, stored, digests))
+
+
+_WORKERS = os.cpu_count() or 1
+
+
+class Sealer:
+    """Turns staged files into contents."""
+
+    def __init__(
+        self,
+        index: Index,
+        store: Store,
+        durability: Durability,
+        gate: Gate,
+        *,
+        level: int,
+        block_bytes: int,
+        on_sealed: Callable[[LiveFile], None],
+    ) -> None:
+        """
+        :param level: of zstd
+        :param block_bytes: raw bytes compressed together at most
+        :param on_sealed: called for each file whose content has been recorded
+        """
+        self._index = index
+        self._contents = index.contents
+        self._store = store
+        self._durability = durability
+        self._gate = gate
+        self._level = level
+        self._block_bytes = block_bytes
+        self._on_sealed = on_sealed
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="compress")
+        self._urgent: list[tuple[LiveFile, _Ticket]] = []
+        self._urgent_arrived = trio.Event()
+
+    async def fsync(self, file: LiveFile) -> None:
+        """Return when the file's bytes, and every name committed so far, survive a power cut."""
+        if file.is_dirty and file.inode.nlink:
+            ticket = _Ticket()
+            self._urgent.append((file, ticket))
+            self._urgent_arrived.set()
+            await ticket.done.wait()
+            if ticket.error is not None:
+                raise ticket.error
+        await self._durability.sync()
+
+    async def serve_fsync(self) -> None:
+        """Seal what fsync asks for, all that has come together. Runs until cancelled."""
+        while True:
+            await self._urgent_arrived.wait()
+            self._urgent_arrived = trio.Event()
+            urgent, self._urgent = self._urgent, []
+            error: OSError | None = OSError(errno.EIO, "the file could not be sealed")
+            try:
+                await self.seal(list(dict.fromkeys(file for file, _ in urgent)), wait=True)
+                error = None
+            except OSError as failure:
+                error = failure
+            except Exception:
+                log.exception("sealing for fsync failed")
+            finally:
+                for _, ticket in urgent:
+                    ticket.error = error
+                    ticket.done.set()
+
+    async def seal(
+        self,
+        files: Sequence[LiveFile],
+        *,
+        wait: bool,
+        progress: Callable[[int, int], None] = _NO_PROGRESS,
+    ) -> None:
+        """Seal files in the order given, which is the order of their bytes in the store.
+
+        :param wait: for files whose state is changing just now; else they are passed over
+        :param progress: called with (files done, files in all)
+        :raises OSError: the store could not be written; the files not yet done stay staged
+        """
+        done = 0
+        for batch in _batches(files):
+            await self._seal_batch(batch, wait=wait)
+            done += len(batch)
+            progress(done, len(files))
+
+    async def _seal_batch(self, files: Sequence[LiveFile], *, wait: bool) -> None:
+        held: set[LiveFile] = set()
+        try:
+            for file in sorted(files, key=lambda file: file.inode.id):  # one order: no deadlock
+                try:
+                    file.lock.acquire_nowait()
+                except trio.WouldBlock:
+                    if not wait:
+                        continue
+                    await file.lock.acquire()
+                held.add(file)
+            snapshots = [
+                _Snapshot(file, file.version, file.staged.path)
+                for file in files
+                if file in held and file.staged is not None and file.is_dirty and file.inode.nlink
+            ]
+            if snapshots:
+                async with self._gate.shared():
+                    blocks = await trio.to_thread.run_sync(self._store_snapshots, snapshots)
+                    await self._record(blocks, snapshots)
+        finally:
+            for file in held:
+                file.lock.release()
+
+    # In a worker thread
+
+    def _store_snapshots(self, snapshots: list[_Snapshot]) -> list[NewBlock]:
+        packer = _Packer(self._store, self._pool, self._level, self._block_bytes)
+        small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]] = []
+        for snapshot in snapshots:
+            try:
+                fd = os.open(snapshot.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # unlinked meanwhile
+            try:
+                snapshot.size = os.fstat(fd).st_size
+                extents = _extents(fd)
+                snapshot.holes = snapshot.size - sum(end - start for start, end in extents)
+                if snapshot.size > WINDOW_BYTES:
+                    self._store_large(snapshot, fd, extents, packer)
+                else:
+                    data = memoryview(os.pread(fd, snapshot.size, 0))
+                    snapshot.size = min(snapshot.size, len(data))
+                    small.append((snapshot, data, extents))
+            finally:
+                os.close(fd)
+        self._store_small(small, packer)
+        blocks = packer.finish()
+        if blocks:
+            self._store.sync()
+        return blocks
+
+    def _store_small(
+        self,
+        small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]],
+        packer: _Packer,
+    ) -> None:
+        for snapshot, data, extents in small:
+            snapshot.digest = _digest(data, extents)
+        digests = {snapshot.digest for snapshot, _, _ in small}
+        known = trio.from_thread.run_sync(self._known_contents, digests)
+        cut_already: dict[bytes, _Snapshot] = {}
+        views: list[tuple[bytes, memoryview]] = []
+        for snapshot, data, extents in small:
+            if snapshot.digest in known:
+                continue
+            twin = cut_already.setdefault(snapshot.digest, snapshot)
+            if twin is not snapshot:
+                snapshot.parts = twin.parts
+                continue
+            params = params_for_size(snapshot.size)
+            for view in _parts(data, extents):
+                if isinstance(view, int):
+                    snapshot.parts.append((None, view))
+                    continue
+                for digest, chunk in _chunks(view, params):
+                    snapshot.parts.append((digest, len(chunk)))
+                    views.append((digest, chunk))
+        self._pack_unknown(views, packer)
+
+    def _store_large(
+        self, snapshot: _Snapshot, fd: int, extents: list[tuple[int, int]], packer: _Packer
+    ) -> None:
+        params = params_for_size(snapshot.size)
+        hasher = ContentHasher(sparse=bool(snapshot.holes))
+        position = 0
+        for start, end in extents:
+            if start > position:
+                hasher.hole(position, start - position)
+                snapshot.parts.append((None, start - position))
+            position = start
+            while position < end:
+                window = memoryview(os.pread(fd, min(WINDOW_BYTES, end - position), position))
+                if not window:
+                    snapshot.size = position  # truncated meanwhile
+                    break
+                chunks = list(_chunks(window, params))
+                if position + len(window) < end and len(chunks) > 1:
+                    chunks.pop()  # its end is the window's, not a cut
+                taken = sum(len(chunk) for _, chunk in chunks)
+                hasher.data(window[:taken])
+                snapshot.parts.extend((digest, len(chunk)) for digest, chunk in chunks)
+                self._pack_unknown(chunks, packer)
+                position += taken
+        if position < snapshot.size:
+            hasher.hole(position, snapshot.size - position)
+            snapshot.parts.append((None, snapshot.size - position))
+        snapshot.digest = hasher.digest()
+
+    def _pack_unknown(self, chunks: list[tuple[bytes, memoryview]], packer: _Packer) -> None:
+        digests = {digest for digest, _ in chunks}
+        known = trio.from_thread.run_sync(self._contents.find_chunks, digests)
+        for digest, chunk in chunks:
+            if digest not in known:
+                packer.add(digest, chunk)
+        packer.flush()
+
+    def _known_contents(self, digests: Iterable[bytes]) -> set[bytes]:
+        return {digest for digest in digests if self._contents.find(digest) is not None}
+
+    # On the event loop's thread
+
+    async def _record(self, blocks: list[NewBlock], snapshots: list[_Snapshot]) -> None:
+        ids: dict[bytes, int] = {}
+        for block in blocks:
+            with self._index.transaction:
+                chunk_ids = self._contents.add_block(block)
+            ids.update(zip((digest for digest, _ in block.chunks), chunk_ids, strict=True))
+            await trio.lowlevel.checkpoint()
+        for start in range(0, len(snapshots), _COMMIT_FILES):
+            group = snapshots[start : start + _COMMIT_FILES]
+            with self._index.transaction:
+                for snapshot in group:
+                    if snapshot.digest and snapshot.file.inode.nlink:
+                        self._record_file(snapshot, ids)
+            for snapshot in group:
+                self._on_sealed(snapshot.file)
+            await trio.lowlevel.checkpoint()
+
+    def _record_file(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> None:
+        inode = snapshot.file.inode
+        content = self._content(snapshot, ids) if snapshot.size else None
+        holes = snapshot.holes or None
+        self._contents.reference(content)
+        self._contents.release(inode.content)
+        self._index.inodes.set_content(inode.id, content, snapshot.size, holes)
+        self._index.inodes.update_attributes(inode)
+        inode.content = content
+        inode.holes = holes
+        file = snapshot.file
+        file.sealed_version = snapshot.version
+        file.dirty_since = file.changed_at
+
+    def _content(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> int:
+        content = self._contents.find(snapshot.digest)
+        if content is not None:
+            return content
+        parts: list[tuple[int | None, int]] = []
+        for digest, length in snapshot.parts:
+            if digest is None:
+                parts.append((None, length))
+                continue
+            chunk = ids.get(digest)
+            if chunk is None:
+                chunk = self._contents.find_chunk(digest)
+                if chunk is None:
+                    raise RuntimeError(f"chunk {digest.hex()} was neither known nor stored")
+                ids[digest] = chunk
+            parts.append((chunk, length))
+        chunks = (chunk for chunk, _ in parts if chunk is not None)
+        return self._contents.add(snapshot.digest, snapshot.size, encode(parts), chunks)
+
+
+class _Ticket:
+    """One caller's wait for a seal."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: OSError | None = None
+
+
+def _batches(files: Sequence[LiveFile]) -> Iterator[list[LiveFile]]:
+    """Groups of files to seal together, by the sizes they have now."""
+    batch: list[LiveFile] = []
+    size = 0
+    for file in files:
+        batch.append(file)
+        size += file.inode.size
+        if size >= WINDOW_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _extents(fd: int) -> list[tuple[int, int]]:
+    """(start, end) of a file's data, in order; one for all of it when it has no holes."""
+    status = os.fstat(fd)
+    if status.st_blocks * SECTOR_BYTES >= status.st_size:
+        return [(0, status.st_size)] if status.st_size else []
+    return list(data_extents(fd, status.st_size))
+
+
+def _parts(data: memoryview, extents: list[tuple[int, int]]) -> Iterator[memoryview | int]:
+    """The data of each extent, and the length of each hole, in order."""
+    position = 0
+    for start, end in extents:
+        if start > position:
+            yield start - position
+        if start < len(data):
+            yield data[start:end]
+        position = end
+    if position < len(data):
+        yield len(data) - position
+
+
+def _digest(data: memoryview, extents: list[tuple[int, int]]) -> bytes:
+    if extents == [(0, len(data))]:
+        return digest_of(data)
+    hasher = ContentHasher(sparse=True)
+    position = 0
+    for part in _parts(data, extents):
+        if isinstance(part, int):
+            hasher.hole(position, part)
+            position += part
+        else:
+            hasher.data(part)
+            position += len(part)
+    return hasher.digest()
+
+
+def _chunks(data: memoryview, params: int) -> Iterator[tuple[bytes, memoryview]]:
+    """(digest, bytes) of each chunk of *data*, in order."""
+    lengths = array("I", cut(data, params))
+    start = 0
+    for length in lengths:
+        view = data[start : start + length]
+        yield digest_of(view), view
+        start += length

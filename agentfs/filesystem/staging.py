@@ -1,0 +1,193 @@
+"""Staged files: the private, uncompressed copy that a file is written through.
+
+One file per inode, named by its number in hexadecimal, in one of two
+directories: on tmpfs, or on the store's disk for what tmpfs has no room for.
+Its length and mtime are the file's own while it is staged, so the files alone
+say what a killed daemon knew: the next mount takes them over. A name appears
+only when the copy behind it is complete (copies are made under `.tmp`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentfs.errors import StoreUnusable
+
+TMPFS = Path("/dev/shm")
+
+_INCOMPLETE = ".tmp"
+_COPY_BYTES = 1 << 20
+
+
+def open_private_directory(path: Path) -> Path:
+    """Make *path* a directory that only we can enter.
+
+    :raises StoreUnusable: it exists and is another user's, or is not a directory
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise StoreUnusable(f"{path} belongs to someone else; remove it or unmount there")
+    os.chmod(path, 0o700)
+    return path
+
+
+class StagedFile:
+    """One staged file; its descriptor is open only while something uses it."""
+
+    __slots__ = ("fd", "on_disk", "path")
+
+    def __init__(self, path: str, *, on_disk: bool, fd: int | None = None) -> None:
+        self.path = path
+        self.on_disk = on_disk
+        self.fd = fd  # owned; closed by close()
+
+    def descriptor(self) -> int:
+        """A descriptor open for reading and writing, kept until close()."""
+        if self.fd is None:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        return self.fd
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class Staging:
+    """The staged files of one store."""
+
+    def __init__(self, store: Path, store_id: str, budget_bytes: int) -> None:
+        """
+        :param store: its directory; staged files that tmpfs cannot take go below it
+        :param store_id: names the directory on tmpfs
+        :param budget_bytes: what may lie on tmpfs at once
+        """
+        self._disk = open_private_directory(store / "staging")
+        fast = TMPFS / f"agentfs-{os.geteuid()}-{store_id}"
+        self._fast = open_private_directory(fast) if TMPFS.is_dir() else self._disk
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+        """On tmpfs, by the sizes files were given here; refreshed by `recount`."""
+
+    def _path(self, inode_id: int, *, on_disk: bool) -> str:
+        return f"{self._disk if on_disk else self._fast}/{inode_id:x}"
+
+    def create(self, inode_id: int, size_bytes: int = 0) -> StagedFile:
+        """An empty staged file, for content that will be about *size_bytes* long."""
+        on_disk = self._fast is self._disk or self.used_bytes + size_bytes > self.budget_bytes
+        path = self._path(inode_id, on_disk=on_disk)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or on_disk:
+                raise
+            path, on_disk = self._path(inode_id, on_disk=True), True
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        return StagedFile(path, on_disk=on_disk, fd=fd)
+
+    def create_incomplete(self, inode_id: int, size_bytes: int) -> StagedFile:
+        """Like `create`, under a name that a restart discards; see `complete`."""
+        on_disk = self._fast is self._disk or self.used_bytes + size_bytes > self.budget_bytes
+        path = self._path(inode_id, on_disk=on_disk) + _INCOMPLETE
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        return StagedFile(path, on_disk=on_disk, fd=fd)
+
+    def complete(self, staged: StagedFile) -> None:
+        """Give a finished copy its name."""
+        final = staged.path.removesuffix(_INCOMPLETE)
+        os.rename(staged.path, final)
+        staged.path = final
+
+    def discard(self, staged: StagedFile) -> None:
+        """Remove a staged file and its bytes."""
+        if not staged.on_disk:
+            self.used_bytes -= self.size_of(staged)
+        staged.close()
+        os.unlink(staged.path)
+
+    def size_of(self, staged: StagedFile) -> int:
+        return os.stat(staged.path if staged.fd is None else staged.fd).st_size
+
+    def fits(self, growth_bytes: int) -> bool:
+        """Whether tmpfs may take *growth_bytes* more."""
+        return self.used_bytes + growth_bytes <= self.budget_bytes
+
+    def move_to_disk(self, staged: StagedFile) -> None:
+        """Carry a staged file from tmpfs to the store's disk. Safe in any thread."""
+        size = self.size_of(staged)
+        name = os.path.basename(staged.path)
+        target = f"{self._disk}/{name}"
+        source = staged.descriptor()
+        fd = os.open(target + _INCOMPLETE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            for start, end in data_extents(source, size):
+                copy_range(source, fd, start, end)
+            os.ftruncate(fd, size)
+            status = os.fstat(source)
+            os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.rename(target + _INCOMPLETE, target)
+        except BaseException:
+            os.close(fd)
+            os.unlink(target + _INCOMPLETE)
+            raise
+        os.unlink(staged.path)
+        os.close(source)
+        staged.fd, staged.path, staged.on_disk = fd, target, True
+        self.used_bytes -= size
+
+    def survivors(self) -> Iterator[tuple[int, StagedFile]]:
+        """(inode number, staged file) of all that an earlier daemon left; drops unfinished copies."""
+        for directory, on_disk in ((self._disk, True), (self._fast, False)):
+            if directory is self._disk and not on_disk:
+                continue
+            for entry in os.scandir(directory):
+                if entry.name.endswith(_INCOMPLETE):
+                    os.unlink(entry.path)
+                    continue
+                if not on_disk:
+                    self.used_bytes += entry.stat().st_size
+                yield int(entry.name, 16), StagedFile(entry.path, on_disk=on_disk)
+
+    def close(self) -> None:
+        """Remove the directory on tmpfs when nothing is left in it."""
+        if self._fast is not self._disk and not os.listdir(self._fast):
+            shutil.rmtree(self._fast)
+
+
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is not a hole in the first *size* bytes, in order."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        if start >= size:
+            return
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        yield start, end
+
+
+def copy_range(source: int, target: int, start: int, end: int) -> None:
+    """Copy bytes *start* to *end* to the same place of another file."""
+    while start < end:
+        data = os.pread(source, min(_COPY_BYTES, end - start), start)
+        if not data:
+            return
+        write_all(target, data, start)
+        start += len(data)
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """pwrite(2) until all of *data* is written."""
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        written += os.pwrite(fd, memoryview(data)[written:], offset + written)

@@ -1,0 +1,168 @@
+"""One store, open: every part built once, and the tasks that run beside requests."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from agentfs.chunks import Store
+from agentfs.config import Profile
+from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.durability import Durability
+from agentfs.filesystem.files import Files
+from agentfs.filesystem.gate import Gate
+from agentfs.filesystem.livefile import InodeTable
+from agentfs.filesystem.namespace import Namespace
+from agentfs.filesystem.reclaim import Collector
+from agentfs.filesystem.report import store_totals
+from agentfs.filesystem.seal import Sealer
+from agentfs.filesystem.staging import Staging
+from agentfs.index import Index
+from agentfs.policy.sealing import is_due, packing_order
+
+log = logging.getLogger(__name__)
+
+SEGMENTS = "segments"
+
+_TICK_S = 0.5
+_PRESSURE_SHARE = 0.75
+"""Of the staging budget: from here on, closed files are sealed without rest."""
+
+Progress = Callable[[int, int], None]
+
+
+class Volume:
+    """A store that is open for reading and writing.
+
+    Opening takes over the staged files that a killed daemon left. `run` serves
+    until cancelled; `close` writes what is left and lets go of the store.
+    """
+
+    def __init__(self, path: Path, profile: Profile) -> None:
+        """Open the store at *path*, which exists; an empty directory becomes a store."""
+        self._profile = profile
+        self.path = path
+        self.index = Index(path)
+        segments = path / SEGMENTS
+        segments.mkdir(mode=0o700, exist_ok=True)
+        self._store = Store(
+            segments,
+            cache_bytes=profile.store.cache_bytes,
+            segment_bytes=profile.store.segment_bytes,
+        )
+        self.staging = Staging(path, self.index.store_id, profile.hot.budget_bytes)
+        self.table = InodeTable(self.index, self.staging)
+        self.namespace = Namespace(self.index, self.table)
+        self.durability = Durability(self.index)
+        gate = Gate()
+        reader = ContentReader(self.index, self._store)
+        self.files = Files(self.index, self.table, self.namespace, self.staging, reader)
+        self.sealer = Sealer(
+            self.index,
+            self._store,
+            self.durability,
+            gate,
+            level=profile.store.level,
+            block_bytes=profile.store.block_bytes,
+            on_sealed=self.files.unstage_if_sealed,
+        )
+        self._collector = Collector(
+            self.index,
+            self._store,
+            self.table,
+            reader,
+            self.durability,
+            gate,
+            level=profile.store.level,
+            block_bytes=profile.store.block_bytes,
+            garbage_share=profile.store.gc_garbage_share,
+        )
+        self.table.drop_all_unlinked()
+        self._take_over()
+
+    def _take_over(self) -> None:
+        taken = 0
+        for inode_id, staged in list(self.staging.survivors()):
+            inode = self.index.inodes.get(inode_id)
+            if inode is None or not inode.is_regular:
+                self.staging.discard(staged)
+                continue
+            file = self.table.enliven(inode)
+            status = os.stat(staged.path)
+            file.staged = staged
+            file.touch(status.st_mtime_ns)
+            inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
+            inode.size = status.st_size
+            taken += 1
+        if taken:
+            log.info("took over %d staged files of an earlier daemon", taken)
+
+    async def run(self) -> None:
+        """Seal what rests and keep the index small. Runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.sealer.serve_fsync)
+            while True:
+                await trio.sleep(_TICK_S)
+                await self._tick()
+
+    async def _tick(self) -> None:
+        self.table.reap()
+        self.index.checkpoint_if_due()
+        now = time.monotonic()
+        under_pressure = self.staging.used_bytes > _PRESSURE_SHARE * self.staging.budget_bytes
+        rest_s = 0.0 if under_pressure else self._profile.seal.rest_s
+        due = [
+            file
+            for file in self.table.staged_files()
+            if is_due(file, now, rest_s=rest_s, open_rest_s=self._profile.seal.open_rest_s)
+        ]
+        if not due:
+            return
+        try:
+            await self.sealer.seal(packing_order(due), wait=False)
+        except OSError as error:
+            log.error("cannot seal %d files: %s; they stay staged", len(due), error)
+            for file in due:
+                file.changed_at = file.dirty_since = now
+
+    async def sync(self, progress: Progress) -> int:
+        """Seal every staged file and make all of it durable; the number of files."""
+        dirty = [file for file in self.table.staged_files() if file.is_dirty]
+        await self.sealer.seal(packing_order(dirty), wait=True, progress=progress)
+        await self.durability.sync()
+        return len(dirty)
+
+    async def seal_for_close(self) -> None:
+        """After the mount is gone: remove what no name leads to, and seal the rest."""
+        self.table.abandon_kernel_state()
+        await self.sync(lambda done, total: None)
+
+    async def collect(self, progress: Progress) -> dict[str, int]:
+        """Remove garbage; what was given back."""
+        return (await self._collector.collect(progress)).as_dict()
+
+    def stats(self) -> dict[str, Any]:
+        """What `agentfs stats` shows of the store."""
+        cache = self._store.stats()
+        staged = list(self.table.staged_files())
+        return store_totals(self.index, self.path) | {
+            "staged_files": len(staged),
+            "staged_bytes": sum(file.inode.size for file in staged),
+            "resident_bytes": self.staging.used_bytes,
+            "cache_hits": cache["cache_hits"],
+            "cache_misses": cache["cache_misses"],
+        }
+
+    def close(self) -> None:
+        """Let go of the store. What is still staged stays so, for the next mount."""
+        self.table.reap()
+        self.staging.close()
+        self._store.close()
+        self.index.close()
+

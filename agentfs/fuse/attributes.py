@@ -1,0 +1,40 @@
+"""Inodes as the kernel wants to be told of them."""
+
+from __future__ import annotations
+
+from pyfuse3 import EntryAttributes
+
+from agentfs.filesystem.files import Files
+from agentfs.model import SECTOR_BYTES, Inode
+
+CACHE_S = 86_400.0
+"""How long the kernel may keep names and attributes: nobody but the kernel changes them."""
+
+_BLOCK_BYTES = 4096
+
+MISSING = EntryAttributes()
+"""A name that means nothing; the kernel remembers that as well."""
+MISSING.st_ino = 0
+MISSING.entry_timeout = CACHE_S
+
+
+def entry_attributes(inode: Inode, files: Files) -> EntryAttributes:
+    """The reply that describes *inode*."""
+    entry = EntryAttributes()
+    entry.st_ino = inode.id
+    entry.entry_timeout = CACHE_S
+    entry.attr_timeout = CACHE_S
+    entry.st_mode = inode.mode
+    entry.st_nlink = inode.nlink
+    entry.st_uid = inode.uid
+    entry.st_gid = inode.gid
+    entry.st_size = inode.size
+    entry.st_blksize = _BLOCK_BYTES
+    if inode.is_regular:
+        entry.st_blocks = -(-files.allocated_bytes(inode) // SECTOR_BYTES)
+    elif inode.rdev is not None:
+        entry.st_rdev = inode.rdev
+    entry.st_atime_ns = inode.atime_ns
+    entry.st_mtime_ns = inode.mtime_ns
+    entry.st_ctime_ns = inode.ctime_ns
+    return entry

@@ -1,0 +1,60 @@
+"""The one place where an exception becomes an errno.
+
+pyfuse3 ends the whole session on anything but FUSEError, so every handler goes
+through here. What is not an OSError is a fault of ours or of the disk: it is
+logged with its evidence, and the program gets EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from pyfuse3 import FUSEError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+def translate(error: Exception, request: str) -> FUSEError:
+    """The FUSEError for whatever a handler raised."""
+    if isinstance(error, FUSEError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return FUSEError(error.errno)
+    if isinstance(error, FileExistsError):
+        return FUSEError(errno.EEXIST)
+    log.error("%s failed", request, exc_info=error)
+    return FUSEError(errno.EIO)
+
+
+def answers(method: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
+    """Make a request handler of a method that never waits."""
+
+    @functools.wraps(method)
+    async def handler(*args: Any) -> Result:
+        try:
+            return method(*args)
+        except Exception as error:
+            raise translate(error, method.__name__) from None
+
+    return handler
+
+
+def answers_later(
+    method: Callable[..., Awaitable[Result]],
+) -> Callable[..., Awaitable[Result]]:
+    """Make a request handler of a coroutine method."""
+
+    @functools.wraps(method)
+    async def handler(*args: Any) -> Result:
+        try:
+            return await method(*args)
+        except Exception as error:
+            raise translate(error, method.__name__) from None
+
+    return handler

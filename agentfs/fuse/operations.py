@@ -1,0 +1,259 @@
+"""Request handlers: each translates, delegates once, and translates back.
+
+Handlers that never wait are atomic: trio switches tasks only at an await. FLUSH
+and ACCESS have no handler, so pyfuse3 answers ENOSYS and the kernel stops
+asking: closing costs no round trip, and permission is checked by the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
+
+from agentfs.filesystem.files import Handle
+from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller, DirectoryStream
+from agentfs.fuse.attributes import MISSING, entry_attributes
+from agentfs.fuse.errnos import answers, answers_later
+from agentfs.model import ROOT_INODE, Inode
+
+if TYPE_CHECKING:
+    from agentfs.filesystem.volume import Volume
+
+
+class Operations(pyfuse3.Operations):
+    """All requests that pyfuse3 can carry."""
+
+    supports_dot_lookup = False
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__()
+        self._volume = volume
+        self._names = volume.namespace
+        self._files = volume.files
+        self._table = volume.table
+        self._handles: dict[int, Handle] = {}
+        self._streams: dict[int, DirectoryStream] = {}
+        self._last_handle = 0
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        return entry_attributes(inode, self._files)
+
+    def _new_entry(self, inode: Inode) -> EntryAttributes:
+        """An entry the kernel will count as a lookup."""
+        self._table.looked_up(inode.id)
+        return entry_attributes(inode, self._files)
+
+    # Names
+
+    @answers
+    def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        inode = self._names.lookup(parent, name)
+        return MISSING if inode is None else self._new_entry(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode_id, count in inode_list:
+            self._table.forget(inode_id, count)
+
+    @answers
+    def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+        caller = Caller(ctx.uid, ctx.gid)
+        return self._new_entry(
+            self._names.create(parent, name, mode, caller, rdev=rdev if is_device else None)
+        )
+
+    @answers
+    def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._new_entry(self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid)))
+
+    @answers
+    def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        caller = Caller(ctx.uid, ctx.gid)
+        return self._new_entry(
+            self._names.create(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
+        )
+
+    @answers
+    def link(
+        self, inode_id: int, parent: int, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._new_entry(self._names.link(inode_id, parent, name))
+
+    @answers
+    def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._names.unlink(parent, name)
+
+    @answers
+    def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._names.rmdir(parent, name)
+
+    @answers
+    def rename(
+        self,
+        old_parent: int,
+        old_name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        self._names.rename(old_parent, old_name, new_parent, new_name, flags)
+
+    @answers
+    def readlink(self, inode_id: int, ctx: RequestContext) -> bytes:
+        target = self._table.get(inode_id).target
+        assert target is not None, "the kernel asks for targets of symbolic links only"
+        return target
+
+    # Attributes
+
+    @answers
+    def getattr(self, inode_id: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._table.get(inode_id))
+
+    @answers_later
+    async def setattr(
+        self,
+        inode_id: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        inode = self._table.get(inode_id)
+        if fields.update_size:
+            await self._truncate(inode, attr.st_size, ctx)
+            inode = self._table.get(inode_id)
+        self._names.change_attributes(
+            inode,
+            AttributeChange(
+                mode=attr.st_mode if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+                ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            ),
+        )
+        file = self._table.live(inode_id)
+        if file is not None:
+            self._files.set_staged_times(file)
+        return self._entry(inode)
+
+    async def _truncate(self, inode: Inode, size: int, ctx: RequestContext) -> None:
+        handle = self._files.open(inode, os.O_WRONLY, is_privileged=ctx.uid == 0)
+        try:
+            await self._files.truncate(handle.file, size, is_privileged=ctx.uid == 0)
+        finally:
+            self._files.release(handle)
+
+    @answers
+    def getxattr(self, inode_id: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self._names.get_xattr(inode_id, name)
+
+    @answers
+    def setxattr(self, inode_id: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._names.set_xattr(inode_id, name, value)
+
+    @answers
+    def listxattr(self, inode_id: int, ctx: RequestContext) -> list[bytes]:
+        return self._names.list_xattrs(inode_id)
+
+    @answers
+    def removexattr(self, inode_id: int, name: bytes, ctx: RequestContext) -> None:
+        self._names.remove_xattr(inode_id, name)
+
+    # Regular files
+
+    @answers_later
+    async def open(self, inode_id: int, flags: int, ctx: RequestContext) -> FileInfo:
+        handle = self._files.open(self._table.get(inode_id), flags, is_privileged=ctx.uid == 0)
+        if flags & os.O_TRUNC:
+            try:
+                await self._files.truncate(handle.file, 0, is_privileged=handle.is_privileged)
+            except BaseException:
+                self._files.release(handle)
+                raise
+        return self._file_info(handle)
+
+    @answers
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
+        handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
+        handle.file.name = (parent, name)
+        return self._file_info(handle), self._new_entry(inode)
+
+    def _file_info(self, handle: Handle) -> FileInfo:
+        self._last_handle += 1
+        self._handles[self._last_handle] = handle
+        # Pages the kernel has are right, but a read must reach us once for its time to be kept.
+        return FileInfo(fh=self._last_handle, keep_cache=not handle.records_atime)
+
+    @answers_later
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        return await self._files.read(self._handles[fh], offset, size)
+
+    @answers_later
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        return await self._files.write(self._handles[fh], offset, data)
+
+    @answers
+    def release(self, fh: int) -> None:
+        self._files.release(self._handles.pop(fh))
+
+    @answers_later
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._volume.sealer.fsync(self._handles[fh].file)
+
+    # Directories
+
+    @answers
+    def opendir(self, inode_id: int, ctx: RequestContext) -> int:
+        self._last_handle += 1
+        self._streams[self._last_handle] = DirectoryStream(self._names, inode_id)
+        return self._last_handle
+
+    @answers
+    def readdir(self, fh: int, position: int, token: ReaddirToken) -> None:
+        stream = self._streams[fh]
+        while entries := stream.entries(position):
+            for position, name, inode in entries:
+                if not pyfuse3.readdir_reply(token, name, self._entry(inode), position):
+                    return
+                if name not in (b".", b".."):
+                    self._table.looked_up(inode.id)
+
+    @answers
+    def releasedir(self, fh: int) -> None:
+        del self._streams[fh]
+
+    @answers_later
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._volume.durability.sync()
+
+    # The whole
+
+    @answers
+    def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        below = os.statvfs(self._volume.path)
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = below.f_frsize
+        answer.f_blocks = below.f_blocks
+        answer.f_bfree = below.f_bfree
+        answer.f_bavail = below.f_bavail
+        answer.f_files = below.f_files
+        answer.f_ffree = below.f_ffree
+        answer.f_favail = below.f_favail
+        answer.f_namemax = NAME_BYTES_MAX
+        return answer

@@ -1,0 +1,24 @@
+"""What the store knows, in SQLite: names, attributes, recipes and places. No chunk bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentfs.index.connection import IndexConnection
+from agentfs.index.contents import Contents
+from agentfs.index.dentries import Dentries
+from agentfs.index.inodes import Inodes
+from agentfs.index.xattrs import Xattrs
+
+__all__ = ["Index"]
+
+
+class Index(IndexConnection):
+    """An open index with its tables by noun."""
+
+    def __init__(self, store: Path, *, read_only: bool = False) -> None:
+        super().__init__(store, read_only=read_only)
+        self.inodes = Inodes(self)
+        self.dentries = Dentries(self)
+        self.xattrs = Xattrs(self)
+        self.contents = Contents(self)

@@ -1,0 +1,53 @@
+"""Names: which directory calls which inode what."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from agentfs.index.connection import IndexConnection
+from agentfs.index.inodes import COLUMNS
+from agentfs.model import Inode
+
+
+class Dentries:
+    """Read and change names; callers bring the transaction where several rows change."""
+
+    def __init__(self, index: IndexConnection) -> None:
+        self._execute = index.execute
+
+    def lookup(self, parent: int, name: bytes) -> Inode | None:
+        row = self._execute(
+            f"SELECT {COLUMNS} FROM dentry JOIN inode ON inode.id = dentry.inode"
+            " WHERE dentry.parent = ? AND name = ?",
+            (parent, name),
+        ).fetchone()
+        return Inode(*row) if row is not None else None
+
+    def insert(self, parent: int, name: bytes, inode: int) -> None:
+        """:raises FileExistsError: the name is taken"""
+        try:
+            self._execute("INSERT INTO dentry VALUES (?, ?, ?)", (parent, name, inode))
+        except sqlite3.IntegrityError as error:
+            raise FileExistsError(name) from error
+
+    def point(self, parent: int, name: bytes, inode: int) -> None:
+        """Make a name, new or not, mean *inode*."""
+        self._execute("INSERT OR REPLACE INTO dentry VALUES (?, ?, ?)", (parent, name, inode))
+
+    def delete(self, parent: int, name: bytes) -> None:
+        self._execute("DELETE FROM dentry WHERE parent = ? AND name = ?", (parent, name))
+
+    def is_empty(self, parent: int) -> bool:
+        return (
+            self._execute("SELECT 1 FROM dentry WHERE parent = ? LIMIT 1", (parent,)).fetchone()
+            is None
+        )
+
+    def after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
+        """Up to *limit* entries that sort after *name*, in byte order, with their inodes."""
+        rows = self._execute(
+            f"SELECT name, {COLUMNS} FROM dentry JOIN inode ON inode.id = dentry.inode"
+            " WHERE dentry.parent = ? AND name > ? ORDER BY name LIMIT ?",
+            (parent, name, limit),
+        )
+        return [(row[0], Inode(*row[1:])) for row in rows]

@@ -1,0 +1,122 @@
+"""Inode rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agentfs.index.connection import IndexConnection
+from agentfs.model import Inode
+
+_COLUMNS = (
+    "id, mode, uid, gid, nlink, size, atime, mtime, ctime, content, holes, rdev, target, parent"
+)
+COLUMNS = ", ".join(f"inode.{column}" for column in _COLUMNS.split(", "))
+"""In the order of the fields of `Inode`, so that `Inode(*row)` holds."""
+
+
+class Inodes:
+    """Read and change inode rows; callers bring the transaction where several rows change."""
+
+    def __init__(self, index: IndexConnection) -> None:
+        self._execute = index.execute
+        self._executemany = index.executemany
+        (highest,) = index.execute("SELECT coalesce(max(id), 1) FROM inode").fetchone()
+        self._last_id: int = highest
+
+    def allocate(self) -> int:
+        """A number no inode of this mount has had."""
+        self._last_id += 1
+        return self._last_id
+
+    def get(self, inode_id: int) -> Inode | None:
+        row = self._execute(
+            f"SELECT {_COLUMNS} FROM inode WHERE id = ?", (inode_id,)
+        ).fetchone()
+        return Inode(*row) if row is not None else None
+
+    def insert(self, inode: Inode) -> None:
+        self._execute(
+            "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                inode.id,
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.nlink,
+                inode.size,
+                inode.atime_ns,
+                inode.mtime_ns,
+                inode.ctime_ns,
+                inode.content,
+                inode.holes,
+                inode.rdev,
+                inode.target,
+                inode.parent,
+            ),
+        )
+
+    def update_attributes(self, inode: Inode) -> None:
+        """Write owner, mode and times; not size and content, which sealing owns."""
+        self._execute(
+            "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime = ?, mtime = ?, ctime = ?"
+            " WHERE id = ?",
+            (
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.atime_ns,
+                inode.mtime_ns,
+                inode.ctime_ns,
+                inode.id,
+            ),
+        )
+
+    def set_atime(self, inode_id: int, atime_ns: int) -> None:
+        self._execute("UPDATE inode SET atime = ? WHERE id = ?", (atime_ns, inode_id))
+
+    def set_content(
+        self, inode_id: int, content: int | None, size: int, holes: int | None
+    ) -> None:
+        """Name the sealed content; the caller counts the references."""
+        self._execute(
+            "UPDATE inode SET content = ?, size = ?, holes = ? WHERE id = ?",
+            (content, size, holes, inode_id),
+        )
+
+    def set_times(self, inode_id: int, mtime_ns: int, ctime_ns: int) -> None:
+        self._execute(
+            "UPDATE inode SET mtime = ?, ctime = ? WHERE id = ?", (mtime_ns, ctime_ns, inode_id)
+        )
+
+    def set_links(self, inode_id: int, nlink: int, ctime_ns: int) -> None:
+        self._execute(
+            "UPDATE inode SET nlink = ?, ctime = ? WHERE id = ?", (nlink, ctime_ns, inode_id)
+        )
+
+    def set_parent(self, inode_id: int, parent: int) -> None:
+        self._execute("UPDATE inode SET parent = ? WHERE id = ?", (parent, inode_id))
+
+    def touch_directory(
+        self, inode_id: int, now_ns: int, *, subdirectories: int = 0
+    ) -> tuple[int, int] | None:
+        """Stamp a directory whose entries change; returns its (mode, gid), None when gone."""
+        row: tuple[int, int] | None = self._execute(
+            "UPDATE inode SET mtime = ?1, ctime = ?1, nlink = nlink + ?2 WHERE id = ?3"
+            " RETURNING mode, gid",
+            (now_ns, subdirectories, inode_id),
+        ).fetchone()
+        return row
+
+    def unlinked(self) -> list[int]:
+        """Inodes without a name, left by programs that had them open."""
+        return [row[0] for row in self._execute("SELECT id FROM inode WHERE nlink = 0")]
+
+    def delete(self, inode_ids: Iterable[int]) -> None:
+        """Remove rows with their attributes, and release their contents. In a transaction."""
+        for inode_id in inode_ids:
+            row = self._execute(
+                "DELETE FROM inode WHERE id = ? RETURNING content", (inode_id,)
+            ).fetchone()
+            self._execute("DELETE FROM xattr WHERE inode = ?", (inode_id,))
+            if row is not None and row[0] is not None:
+                self._execute("UPDATE content SET refs = refs - 1 WHERE id = ?", (row[0],))

@@ -1,0 +1,102 @@
+"""The schema, its migrations, and what every column means.
+
+A migration, once released, is never edited: a store records the names it has
+seen, and a store that has seen a name unknown here is newer than this program.
+
+Bytes matter: tests hold a small file (inode, name, content) to 250 bytes and a
+chunk to 100, indexes included. Hence integer keys, digests indexed by their
+first eight bytes only, and columns that are NULL where nothing need be said.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+from agentfs.model import ROOT_INODE
+
+APPLICATION_ID = 0x61676673
+"""`agfs` in ASCII; tells file(1) and us that a database is one of ours."""
+
+PAGE_BYTES = 2048
+"""A commit writes whole pages to the WAL: creating a file costs 7.4 kB of WAL with
+2 KiB pages and 13.5 kB with 4 KiB ones; 1 KiB pages push long names to overflow pages."""
+
+migrations = Migrations("agentfs")
+
+
+@migrations()
+def first(db: Database) -> None:
+    """Inodes, names, attributes, contents, chunks and blocks."""
+    for statement in _FIRST:
+        db.execute(statement)
+    db.execute(
+        "INSERT INTO inode VALUES (?1, 16877, 0, 0, 2, 0, 0, 0, 0, NULL, NULL, NULL, NULL, ?1)",
+        (ROOT_INODE,),
+    )
+    db.execute("INSERT INTO setting VALUES ('store_id', lower(hex(randomblob(16))))")
+
+
+_FIRST = (
+    """CREATE TABLE setting (
+        name TEXT PRIMARY KEY,
+        value NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE inode (
+        id INTEGER PRIMARY KEY,     -- the FUSE nodeid and st_ino; never reused while mounted
+        mode INTEGER NOT NULL,      -- type and permission bits
+        uid INTEGER NOT NULL,
+        gid INTEGER NOT NULL,
+        nlink INTEGER NOT NULL,     -- 0: unlinked, kept until the kernel forgets it or the next mount
+        size INTEGER NOT NULL,      -- of the sealed content; a staged file's own size overrides it
+        atime INTEGER NOT NULL,     -- nanoseconds since the epoch
+        mtime INTEGER NOT NULL,
+        ctime INTEGER NOT NULL,
+        content INTEGER,            -- content.id; NULL: empty, never sealed, or not a regular file
+        holes INTEGER,              -- bytes of size that are holes; NULL: none
+        rdev INTEGER,               -- device files only
+        target BLOB,                -- symbolic links only
+        parent INTEGER              -- directories only: the directory that holds it
+    )""",
+    "CREATE INDEX inode_unlinked ON inode (id) WHERE nlink = 0",
+    """CREATE TABLE dentry (
+        parent INTEGER NOT NULL,    -- inode.id of a directory
+        name BLOB NOT NULL,         -- 1 to 255 bytes of anything but / and NUL
+        inode INTEGER NOT NULL,
+        PRIMARY KEY (parent, name)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE xattr (
+        inode INTEGER NOT NULL,
+        name BLOB NOT NULL,
+        value BLOB NOT NULL,
+        PRIMARY KEY (inode, name)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE content (
+        id INTEGER PRIMARY KEY,
+        digest BLOB NOT NULL,       -- BLAKE3 of the whole file, 32 bytes
+        size INTEGER NOT NULL,      -- bytes, holes included
+        recipe BLOB NOT NULL,       -- see agentfs/chunks/recipe.py
+        refs INTEGER NOT NULL       -- inode rows that name it; 0: garbage, kept for reuse until gc
+    )""",
+    "CREATE INDEX content_digest ON content (substr(digest, 1, 8))",
+    "CREATE INDEX content_dead ON content (id) WHERE refs = 0",
+    """CREATE TABLE chunk (
+        id INTEGER PRIMARY KEY,     -- 2 and up: 0 and 1 mean holes in a recipe
+        digest BLOB NOT NULL,       -- BLAKE3, 32 bytes
+        block INTEGER NOT NULL,     -- block.id
+        start INTEGER NOT NULL,     -- offset in the raw block
+        length INTEGER NOT NULL,    -- bytes
+        refs INTEGER NOT NULL       -- times it stands in recipes; derived: gc can recount it
+    )""",
+    "CREATE INDEX chunk_digest ON chunk (substr(digest, 1, 8))",
+    "CREATE INDEX chunk_block ON chunk (block)",
+    "CREATE INDEX chunk_dead ON chunk (id) WHERE refs = 0",
+    """CREATE TABLE block (
+        id INTEGER PRIMARY KEY,
+        segment INTEGER NOT NULL,   -- number of the segment file
+        offset INTEGER NOT NULL,    -- of the block header in it
+        stored INTEGER NOT NULL,    -- bytes in the segment, header included
+        raw INTEGER NOT NULL,       -- bytes before compression
+        live INTEGER NOT NULL       -- raw bytes that chunk rows still claim; 0: garbage
+    )""",
+    "CREATE INDEX block_segment ON block (segment)",
+)

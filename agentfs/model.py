@@ -1,0 +1,70 @@
+"""The nouns every layer shares: plain records without behaviour of their own."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+ROOT_INODE = 1
+"""The inode of the mounted directory itself; FUSE fixes its number."""
+
+SECTOR_BYTES = 512
+"""Unit of st_blocks, fixed by stat(2)."""
+
+
+@dataclass(slots=True)
+class Inode:
+    """One file of any type, as its index row has it. Times are nanoseconds since the epoch."""
+
+    id: int
+    mode: int
+    """File type and permission bits, as st_mode."""
+    uid: int
+    gid: int
+    nlink: int
+    size: int
+    """Bytes, as st_size; of a staged file the live size, else that of its content."""
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    content: int | None = None
+    """Id of the sealed content; None: empty, or not a regular file."""
+    holes: int | None = None
+    """Bytes of *size* that are holes; None: none."""
+    rdev: int | None = None
+    """Device number; device files only."""
+    target: bytes | None = None
+    """What a symbolic link points at."""
+    parent: int | None = None
+    """The directory that holds it; directories only."""
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+
+@dataclass(slots=True, frozen=True)
+class Location:
+    """Where a chunk's bytes lie: *length* bytes at *start* of a raw block."""
+
+    segment: int
+    offset: int
+    """Of the block, in bytes from the start of the segment file."""
+    start: int
+    length: int
+
+
+@dataclass(slots=True, frozen=True)
+class NewBlock:
+    """A block just appended to a segment, with the chunks it holds, in order."""
+
+    segment: int
+    offset: int
+    stored_bytes: int
+    """On disk, header included."""
+    chunks: list[tuple[bytes, int]]
+    """(BLAKE3 digest, length in bytes)."""
