@@ -24,7 +24,7 @@ uint64_t files_number(const char *name)
     if (digits != SEGMENT_NAME_DIGITS || strcmp(name + digits, SEGMENT_SUFFIX) != 0)
         return 0;
     sscanf(name, "%16" SCNx64, &number);
-    return number;
+    return number > SEGMENT_NUMBER_MAX ? 0 : number;
 }
 
 bool files_init(struct segment_files *files, int directory, size_t limit)

@@ -9,6 +9,8 @@
 #define BLOCK_MAGIC    "aBLK"
 #define SEGMENT_SUFFIX ".seg"
 
+#define SEGMENT_NUMBER_MAX INT64_MAX
+
 enum {
     SEGMENT_VERSION = 1,
     BLOCK_VERSION = 1,

@@ -280,6 +280,8 @@ static enum status start_segment(struct store *store, struct evidence *evidence)
     struct segment_file *file;
 
     retire_tail(store);
+    if (store->next_number > SEGMENT_NUMBER_MAX)
+        return failed(evidence, EOVERFLOW);
     enum status status = files_create(&store->files, store->next_number, evidence, &file);
     if (status != STATUS_OK)
         return status;

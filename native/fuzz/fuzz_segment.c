@@ -1,0 +1,89 @@
+/*
+ * The segment reader on arbitrary files. The first byte chooses: an even one leaves the CRCs as
+ * they are, an odd one mends those of everything that looks like a header, so that what lies behind
+ * the checks is reached.
+ */
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "codec.h"
+#include "crc32c.h"
+#include "segment.h"
+
+enum { NUMBER = 1 };
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void mend(uint8_t *file, size_t size)
+{
+    if (size < SEGMENT_HEADER_BYTES)
+        return;
+    store32(file + SEGMENT_AT_CRC, crc32c(0, file, SEGMENT_AT_CRC));
+    uint64_t offset = SEGMENT_HEADER_BYTES;
+    while (size - offset >= BLOCK_HEADER_BYTES) {
+        uint8_t *header = file + offset;
+        uint8_t place[16];
+        uint64_t stored = load32(header + BLOCK_AT_STORED);
+        store64(place, NUMBER);
+        store64(place + 8, offset);
+        if (stored <= size - offset - BLOCK_HEADER_BYTES)
+            store32(header + BLOCK_AT_PAYLOAD_CRC, crc32c(0, header + BLOCK_HEADER_BYTES, stored));
+        store32(header + BLOCK_AT_HEADER_CRC,
+                crc32c(crc32c(0, header, BLOCK_AT_HEADER_CRC), place, sizeof place));
+        if (stored > size - offset - BLOCK_HEADER_BYTES)
+            break;
+        offset += BLOCK_HEADER_BYTES + stored;
+    }
+}
+
+static enum status decompress(void *context, uint64_t offset, const struct block_header *header,
+                              const uint8_t *payload)
+{
+    struct codec *codec = context;
+    (void)offset;
+    if (header->raw_bytes > BLOCK_RAW_MAX || header->stored_bytes > header->raw_bytes)
+        abort();
+    uint8_t *raw = malloc(header->raw_bytes); /* of the exact size, so that one byte more is seen */
+    enum status status = raw ? codec_decompress(codec, header, payload, raw) : STATUS_NO_MEMORY;
+    free(raw);
+    return status;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static int fd = -1;
+    struct codec_pool pool;
+    struct evidence evidence;
+
+    if (size < 1 || size > 1 << 20)
+        return 0;
+    if (fd < 0)
+        fd = memfd_create("segment", 0);
+    uint8_t *file = malloc(size);
+    if (file == NULL)
+        return 0;
+    bool mended = data[0] & 1;
+    size--;
+    memcpy(file, data + 1, size);
+    if (mended)
+        mend(file, size);
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, file, size, 0) != (ssize_t)size)
+        abort();
+    free(file);
+
+    codec_pool_init(&pool);
+    struct codec *codec = codec_borrow(&pool);
+    struct segment_view view = {fd, NUMBER, size};
+    enum status headers = segment_walk(&view, NULL, NULL, NULL, &evidence);
+    enum status whole = segment_walk(&view, &codec->stored, decompress, codec, &evidence);
+    if (whole == STATUS_OK && headers != STATUS_OK)
+        abort();
+    codec_return(&pool, codec);
+    codec_pool_free(&pool);
+    return 0;
+}
