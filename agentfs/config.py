@@ -125,8 +125,8 @@ def default_store() -> Path:
 def profiles_dir() -> Path:
     """Where the shipped profiles are: package data, or mountpoints/ of a source tree."""
     package = Path(__file__).resolve().parent
-    installed = package / "profiles"
-    return installed if installed.is_dir() else package.parent / "mountpoints" / "profiles"
+    installed = package / "mountpoints"
+    return (installed if installed.is_dir() else package.parent / "mountpoints") / "profiles"
 
 
 def shipped_profiles() -> list[str]:

@@ -51,7 +51,7 @@ def call(
             f"the daemon of {store_dir} has not answered for {silence_s:g} s; "
             f"see {store_dir}/daemon.log, or kill it and mount again"
         ) from error
-    except (protocol.MalformedLine, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:  # MalformedLine is a ValueError
         raise DaemonSilent(
             f"{store_dir}/control answers, but not as an agentfs daemon of this version"
         ) from error

@@ -1,0 +1,209 @@
+"""Mounts for tests: each starts as a user would start it, and none outlives its test.
+
+A daemon that hangs would hang whatever touches its mount, the test included, and
+no signal handler runs in a process that waits for FUSE. So each mount has a
+watchdog, a process of its own, that aborts the FUSE connection shortly before
+the test's time is over; the test then fails with an error it can report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentfs
+from agentfs.cli.mounts import all_mounts
+from agentfs.control import lock
+
+COMMAND_LIMIT_S = 60.0
+TEST_LIMIT_S = 120.0
+FUSECTL = Path("/sys/fs/fuse/connections")
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(agentfs.__file__).resolve().parents[1])}
+
+
+def run_agentfs(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; never waits longer than COMMAND_LIMIT_S."""
+    settings: dict[str, Any] = {"env": ENVIRONMENT, "timeout": COMMAND_LIMIT_S} | options
+    return subprocess.run(
+        [sys.executable, "-m", "agentfs.cli", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        **settings,
+    )
+
+
+class Mounted:
+    """A store that is mounted by a daemon of its own."""
+
+    def __init__(self, store: Path, path: Path, options: tuple[str, ...], limit_s: float) -> None:
+        self.store = store
+        self.path = path
+        self._options = options
+        self._deadline = time.monotonic() + limit_s
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+
+    def agentfs(self, *arguments: str | Path, check: bool = True) -> str:
+        """Run a command; returns its stdout. With *check* it must succeed."""
+        done = run_agentfs(*arguments)
+        assert not check or done.returncode == 0, f"{arguments}: {done.stderr}{self.log()}"
+        return done.stdout
+
+    def stats(self) -> dict[str, Any]:
+        """Return what `agentfs stats --json` says of this store."""
+        figures: dict[str, Any] = json.loads(self.agentfs("stats", self.store, "--json"))
+        return figures
+
+    def mount(self) -> None:
+        """Mount the store; it must not be mounted."""
+        answer = self.agentfs("mount", self.path, "--store", self.store, "--json", *self._options)
+        self.pid = json.loads(answer)["pid"]
+        self._watch()
+
+    def umount(self) -> None:
+        """Unmount as a user would, sealing everything."""
+        self.agentfs("umount", self.path)
+        self._unwatch()
+
+    def remount(self) -> None:
+        """Unmount if mounted, and mount again: what was in memory only is gone."""
+        if lock.holder(self.store) is not None:
+            self.umount()
+        self.mount()
+
+    def kill(self) -> None:
+        """End the daemon as a crash would; the dead mount stays. Returns when it is gone."""
+        self._unwatch()
+        self._kill_daemon()
+
+    def log(self) -> str:
+        """Return the daemon's log."""
+        with contextlib.suppress(OSError):
+            return (self.store / "daemon.log").read_text()
+        return ""
+
+    def destroy(self) -> None:
+        """Leave nothing: connection aborted, mount detached, daemon dead."""
+        self._unwatch()
+        for abort in self._abort_files():
+            with contextlib.suppress(OSError):
+                abort.write_text("1")
+        detach(self.path)
+        self._kill_daemon()
+
+    def _kill_daemon(self) -> None:
+        pid = lock.holder(self.store) or 0
+        for victim in {pid, self.pid} - {0}:
+            # The lock may be stale or the pid reused: look before shooting.
+            if is_agentfs(victim):
+                os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: lock.holder(self.store) is None)
+        self.pid = 0
+
+    def _abort_files(self) -> list[Path]:
+        return [
+            FUSECTL / str(mount.device_minor) / "abort"
+            for mount in all_mounts()
+            if mount.mountpoint == self.path and mount.is_agentfs
+        ]
+
+    def _watch(self) -> None:
+        mount_fusectl()
+        left_s = max(self._deadline - time.monotonic(), 1.0)
+        script = 'sleep "$1"; shift; for f; do echo 1 >"$f"; done'
+        self._watchdog = subprocess.Popen(
+            ["sh", "-c", script, "watchdog", f"{left_s:.0f}", *map(str, self._abort_files())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _unwatch(self) -> None:
+        if self._watchdog is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._watchdog.pid, signal.SIGKILL)
+            self._watchdog.wait()
+            self._watchdog = None
+
+
+def is_agentfs(pid: int) -> bool:
+    """Whether *pid* is a live process that runs agentfs."""
+    try:
+        return b"agentfs" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    """Wait for *condition*; fails the test when it takes longer than *limit_s*."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def detach(path: Path) -> None:
+    """Unmount all that is mounted at *path*, lazily; not an error if nothing is."""
+    while any(mount.mountpoint == path for mount in all_mounts()):
+        if os.geteuid() == 0:
+            if ctypes.CDLL(None).umount2(os.fsencode(path), 2) != 0:
+                return
+        elif subprocess.run(["fusermount3", "-u", "-z", path], check=False).returncode != 0:
+            return
+
+
+def mount_fusectl() -> None:
+    """Have /sys/fs/fuse/connections, which containers often lack."""
+    if os.geteuid() == 0 and not any(mount.mountpoint == FUSECTL for mount in all_mounts()):
+        subprocess.run(["mount", "-t", "fusectl", "none", FUSECTL], check=False)
+
+
+MountStore = Callable[..., Mounted]
+
+
+@pytest.fixture
+def mount_store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountStore]:
+    """Mount stores on demand: `mount_store("--profile", path, name="second")`.
+
+    Stores of different names are different; each is unmounted after the test.
+    """
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("this machine has no /dev/fuse")
+    pytest.importorskip("agentfs.mount", reason="the daemon cannot be imported here")
+    marker = request.node.get_closest_marker("timeout")
+    limit_s = float(marker.args[0]) if marker and marker.args else TEST_LIMIT_S
+    made: list[Mounted] = []
+
+    def mount(*options: str | Path, name: str = "agentmem") -> Mounted:
+        path = tmp_path / name
+        path.mkdir(exist_ok=True)
+        store = tmp_path / f"{name}.store"
+        mounted = Mounted(store, path, tuple(map(str, options)), limit_s * 0.8)
+        made.append(mounted)
+        mounted.mount()
+        return mounted
+
+    yield mount
+    for mounted in made:
+        mounted.destroy()
+
+
+@pytest.fixture
+def mounted(mount_store: MountStore) -> Mounted:
+    """One mounted store, empty, with the default profile."""
+    return mount_store()
