@@ -1,7 +1,7 @@
 #include "cutter.h"
 
 const struct cutter_params cutter_sets[] = {
-    {CUTTER_SMALL, 2 << 10, 8 << 10, 32 << 10},
+    {CUTTER_SMALL, 1 << 10, 4 << 10, 16 << 10},
     {CUTTER_LARGE, 16 << 10, 64 << 10, 256 << 10},
     {CUTTER_HUGE, 64 << 10, 256 << 10, 1024 << 10},
 };

@@ -1,4 +1,4 @@
-"""Writes the seeds of fuzz_segment: small whole segments, raw and compressed, sealed and to be mended."""
+"""Writes the seeds of fuzz_segment: small whole segments, each to be taken as it is and mended."""
 
 import tempfile
 from pathlib import Path
@@ -9,6 +9,7 @@ CORPUS = Path(__file__).parent / "corpus" / "segment"
 
 
 def main() -> None:
+    """Overwrites the committed seeds."""
     for name, blocks in {
         "empty": [],
         "raw": [([b"raw bytes"], 0)],

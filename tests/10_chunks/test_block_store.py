@@ -115,7 +115,7 @@ def test_a_read_only_store_needs_no_lock_and_writes_nothing(tmp_path, store):
         reader.roll,
         reader.sync,
     ):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="Read-only") as caught:
             write()
         assert caught.value.errno == errno.EROFS
     reader.close()
@@ -173,17 +173,22 @@ def test_the_cache_is_counted_and_dropped(store):
 
 def test_arguments_out_of_bounds_are_refused(store):
     segment, offset, _ = store.put([b"0123456789"], 1)
-    for chunks in ([], [b""], [b"x", b""], [bytes(BLOCK_RAW_MAX), b"x"]):
-        with pytest.raises(ValueError):
+    for chunks, reason in [
+        ([], "at least one chunk"),
+        ([b""], "empty"),
+        ([b"x", b""], "empty"),
+        ([bytes(BLOCK_RAW_MAX), b"x"], "at most 8388608"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
             store.put(chunks, 1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="level"):
         store.put([b"x"], 23)
     with pytest.raises(TypeError):
         store.put(["text"], 1)
     with pytest.raises(TypeError):
         store.put([b"fine", 7], 1)
     for piece in ((segment, offset, 0, -1), (-1, offset, 0, 1), (segment, offset, 0, 9 << 20)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="outside of any possible block"):
             store.get([piece])
     with pytest.raises(TypeError):
         store.get([(segment, offset, 0)])
@@ -195,9 +200,9 @@ def test_arguments_out_of_bounds_are_refused(store):
         store.get_into([(segment, offset, 0, 4)], b"read-only")
     with pytest.raises(CorruptBlock, match="beyond its block"):
         store.get([(segment, offset, 5, 6)])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="_bytes must be"):
         Store("/tmp", cache_bytes=-1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="_bytes must be"):
         Store("/tmp", segment_bytes=0)
 
 
@@ -206,7 +211,7 @@ def test_buffers_are_given_back(store):
     store.put([chunk], 1)
     with pytest.raises(TypeError):
         store.put([chunk, None], 1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="empty"):
         store.put([chunk, b""], 1)
     chunk.extend(b"!")  # BufferError while exported
 

@@ -1,4 +1,4 @@
-"""How segments/ was made, once, by version 0.1.0. Never run it again for v1: old bytes are the point.
+"""How segments/ was made, once, by version 0.1.0. It is never made again: old bytes are the point.
 
 PYTHONPATH=. python tests/golden/v1/make_segments.py
 """
