@@ -9,8 +9,8 @@ What an honest pyfuse3 daemon can reach at best, so that agentfs is judged by wh
 - FLUSH, ACCESS and GETXATTR are left to pyfuse3's defaults: ENOSYS, the kernel asks once;
 - the garbage collector is off: nothing here is a cycle.
 
-What it keeps is honest, too: permissions (`default_permissions`), link counts, times, files that are
-unlinked while open. No writeback cache: it would exclude passthrough, which agentfs needs.
+What it keeps is honest, too: permissions (`default_permissions`), link counts, times, files that
+are unlinked while open. No writeback cache: it would exclude passthrough, which agentfs needs.
 
     python -m bench.bare MOUNTPOINT            serves until it is unmounted
 """

@@ -1,12 +1,12 @@
 """Makes a filesystem forget, without disturbing the rest of the machine.
 
-`/proc/sys/vm/drop_caches` empties the caches of everything that runs; other work then pays, and so does
-the next measurement. Two narrower tools reach the same state for one mount and one directory:
+`/proc/sys/vm/drop_caches` empties the caches of everything that runs; other work then pays, and so
+does the next measurement. Two narrower tools reach the same state for one mount, one directory:
 
-- `forget_names`: a remount with unchanged flags makes the kernel call `shrink_dcache_sb`, which drops
-  every unused dentry of that one superblock. A FUSE inode goes with its last dentry (FORGET is sent),
-  its attributes and pages with it. The next stat is a LOOKUP that the daemon must answer.
-  tmpfs pins its dentries and forgets nothing; ext4 forgets names but keeps inodes and blocks in RAM.
+- `forget_names`: a remount with unchanged flags makes the kernel call `shrink_dcache_sb`, which
+  drops every unused dentry of that one superblock. A FUSE inode goes with its last dentry (FORGET
+  is sent), its attributes and pages with it. The next stat is a LOOKUP that the daemon must answer.
+  tmpfs pins its dentries and forgets nothing; ext4 forgets names, but keeps inodes and blocks.
 - `forget_pages`: `posix_fadvise(DONTNEED)` on every file below a directory, after fsync. With an
   unmount before and a mount after, a read has to come from the disk.
 """

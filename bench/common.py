@@ -1,4 +1,4 @@
-"""What every benchmark shares: arguments, timing, medians, tables, and JSON with the machine's facts."""
+"""What every benchmark shares: arguments, timing, medians, tables, JSON with machine facts."""
 
 import argparse
 import json
@@ -90,7 +90,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         type=Path,
         default=environment.get("BENCH_WORK"),
         metavar="DIR",
-        help="stores and mountpoints go there; on a real disk (BENCH_WORK; default: a temporary one)",
+        help="for stores and mountpoints, on a real disk (BENCH_WORK; default: a temporary one)",
     )
     made.add_argument(
         "--agentfs",
@@ -121,9 +121,9 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--hang-seconds",
         type=float,
-        default=900.0,
+        default=300.0,
         metavar="S",
-        help="abort a FUSE mount when one step takes longer (default: 900)",
+        help="cut a target off when one step takes longer (default: %(default)s)",
     )
     return made
 
@@ -159,7 +159,8 @@ def machine_facts(arguments: argparse.Namespace) -> Results:
     """Where the figures come from: hardware, kernel and versions. None means not installed."""
     import pyfuse3
 
-    s3ql = arguments.s3ql_bin and str(Path(arguments.s3ql_bin) / "mount.s3ql")
+    s3ql = arguments.s3ql_bin and str(Path(arguments.s3ql_bin) / "python")
+    version = "import importlib.metadata as m; print(m.version('s3ql'))"
     return {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cores": os.cpu_count(),
@@ -169,11 +170,11 @@ def machine_facts(arguments: argparse.Namespace) -> Results:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "pyfuse3": pyfuse3.__version__,
-        "agentfs": _first_line(*arguments.agentfs, "--version"),
+        "agentfs": _first_line(*arguments.agentfs, "version"),
         "commit": _first_line(
             "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
         ),
-        "s3ql": s3ql and _first_line(s3ql, "--version"),
+        "s3ql": s3ql and _first_line(s3ql, "-c", version),
         "borg": _first_line("borg", "--version"),
         "restic": _first_line("restic", "version"),
     }

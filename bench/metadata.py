@@ -1,7 +1,7 @@
 """Metadata operations: agentfs beside the ceiling (bare pyfuse3), the floor (tmpfs), ext4 and s3ql.
 
-All targets are mounted at once and take turns, A B C, B C A, ...: what the machine does meanwhile hits
-all alike. The figure is the median over the rounds; ratios compare within this one run.
+All targets are mounted at once and take turns, A B C, B C A, ...: what the machine does meanwhile
+hits all alike. The figure is the median over the rounds; ratios compare within this one run.
 
     python -m bench.metadata --s3ql-bin DIR --json metadata.json
 """
@@ -14,6 +14,7 @@ from bench import operations
 from bench.common import (
     Results,
     add_targets,
+    err,
     fail,
     finish,
     medians,
@@ -23,12 +24,11 @@ from bench.common import (
     shown,
     table,
 )
-from bench.targets import Target, available, work_directory
+from bench.targets import FAILURES, Target, available, work_directory
 
 RATIOS = [
     ("agentfs", "bare"),
     ("agentfs", "s3ql"),
-    ("agentfs-plain", "bare"),
     ("s3ql", "bare"),
 ]
 
@@ -46,28 +46,33 @@ def measure(chosen: argparse.Namespace) -> Results:
     """Microseconds per operation and target: every round and the medians; and the ratios."""
     kinds = available(chosen.targets, chosen)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
+    failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(work_directory(chosen))
-        targets: list[Target] = [
-            stack.enter_context(kind(work, chosen)) for kind in kinds.values()
-        ]
+        targets: list[Target] = [stack.enter_context(kind(work, chosen)) for kind in kinds.values()]
         bar = stack.enter_context(progress())
         task = bar.add_task("metadata", total=chosen.rounds * len(targets))
         for number in range(chosen.rounds):
             turn = number % max(1, len(targets))
             for target in targets[turn:] + targets[:turn]:
                 bar.update(task, description=f"metadata, round {number + 1}: {target.name}")
-                with target.watched():
-                    one = operations.measure(target, str(number), chosen.files)
-                    target.quiesce()
-                rounds[target.name].append(one)
+                if target.name not in failed:
+                    try:
+                        with target.watched():
+                            one = operations.measure(target, str(number), chosen.files)
+                            target.quiesce()
+                        rounds[target.name].append(one)
+                    except FAILURES as problem:
+                        failed[target.name] = f"round {number + 1}: {problem}"
+                        err.print(f"{target.name} failed in {failed[target.name]}", markup=False)
                 bar.advance(task)
-    middle = {name: medians(several) for name, several in rounds.items()}
+    middle = {name: medians(several) for name, several in rounds.items() if several}
     return {
         "unit": "microseconds per file",
         "medians": middle,
         "ratios": ratios(middle),
         "rounds": rounds,
+        "failed": failed,
     }
 
 

@@ -1,7 +1,7 @@
 """The metadata operations that metadata.py and scale.py time, in the order in which they run.
 
-Each works through all files of one directory by full path, as programs do, and gives microseconds per
-file. Python's own share is about a microsecond per system call, the same for every filesystem.
+Each works through all files of one directory by full path, as programs do, and gives microseconds
+per file. Python's own share is about a microsecond per system call, the same for every filesystem.
 """
 
 import os

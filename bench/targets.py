@@ -26,6 +26,7 @@ from bench.common import err
 STEP_SECONDS = 120.0
 DELAY_SECONDS = 1_000_000
 IMAGE_BYTES = 16 << 30
+FAILURES = (OSError, RuntimeError, subprocess.SubprocessError)  # of a target; others are ours
 
 
 def run(*command: str | Path, seconds: float = STEP_SECONDS, **keywords: Any) -> str:
@@ -63,7 +64,7 @@ class Target:
 
     def __init__(self, work: Path, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.base = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=work)).resolve()
+        self.base = Path(tempfile.mkdtemp(prefix=f"{self.name.split(':')[0]}-", dir=work)).resolve()
         self.root = self.base / "mnt"
         self.root.mkdir()
 
@@ -88,11 +89,11 @@ class Target:
         run("sync", "-f", self.root)
 
     def quiesce(self) -> None:
-        """Untimed: let pending background work finish, so that it does not run into the next target."""
+        """Untimed: let background work finish, or it would run into the next target."""
 
-    def stored_bytes(self) -> int:
-        """Bytes that the data and metadata take on disk now."""
-        raise NotImplementedError
+    def stored_bytes(self) -> int | None:
+        """Bytes that the data and metadata take on disk now; None for those that only have RAM."""
+        return None
 
     def backing(self) -> list[Path]:
         """The files that hold the data."""
@@ -133,7 +134,7 @@ class Target:
         if device_of(self.root) is not None:
             try:
                 self.unmount()
-            except (OSError, RuntimeError, subprocess.SubprocessError) as problem:
+            except FAILURES as problem:
                 err.print(f"{self.name}: unmount failed ({problem}); forcing", markup=False)
                 self.cut_off()
         self.stop()
@@ -143,7 +144,7 @@ class Target:
         """End what `mount` started, if it still runs."""
 
     def cut_off(self) -> None:
-        """Abort the FUSE connection and detach the mount: whoever waits for the daemon gets an error."""
+        """Abort the FUSE connection and detach the mount: waiters get an error."""
         device = device_of(self.root)
         if device is None:
             return
@@ -286,7 +287,7 @@ def directory_bytes(directory: Path) -> dict[str, int]:
 
 
 class Agentfs(Target):
-    """agentfs in the mode that it chooses itself."""
+    """agentfs with its default profile, or with the one that a name like agentfs:archive gives."""
 
     name = "agentfs"
     fuse = True
@@ -339,13 +340,6 @@ class Agentfs(Target):
 
     def daemon_pid(self) -> int:
         return int(self.stats()["pid"])
-
-
-class AgentfsPlain(Agentfs):
-    """agentfs without relay and passthrough: what it is on an older kernel or without privileges."""
-
-    name = "agentfs-plain"
-    mount_options = ("--mode", "plain")
 
 
 class S3ql(Target):
@@ -416,8 +410,18 @@ class S3ql(Target):
 
 
 ALL: dict[str, type[Target]] = {
-    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, Agentfs, AgentfsPlain, S3ql)
+    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, Agentfs, S3ql)
 }
+
+
+def named(name: str) -> type[Target]:
+    """The target of that name; agentfs:PROFILE is agentfs mounted with --profile PROFILE."""
+    base, _, profile = name.partition(":")
+    if base == Agentfs.name and profile:
+        return type("Profiled", (Agentfs,), {"name": name, "mount_options": ("--profile", profile)})
+    if name not in ALL:
+        raise SystemExit(f"no target {name}; there are {', '.join(ALL)} and agentfs:PROFILE")
+    return ALL[name]
 
 
 @contextlib.contextmanager
@@ -438,11 +442,10 @@ def available(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, 
     """Those of the named targets that can run here; says of the others why they cannot."""
     chosen = {}
     for name in names:
-        if name not in ALL:
-            raise SystemExit(f"no target {name}; there are {', '.join(ALL)}")
-        reason = "needs root" if os.geteuid() else ALL[name].missing(arguments)
+        kind = named(name)
+        reason = "needs root" if os.geteuid() else kind.missing(arguments)
         if reason:
             err.print(f"skipped {name}: {reason}", markup=False)
         else:
-            chosen[name] = ALL[name]
+            chosen[name] = kind
     return chosen
