@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ def mount_helper() -> int:
 
 def guarded(run: Callable[[], int], *, as_json: bool) -> int:
     """Call *run*; whatever it raises becomes one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A path may hold bytes that no locale can show; showing them must not be an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run()
     except AgentfsError as error:

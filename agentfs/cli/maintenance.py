@@ -13,18 +13,19 @@ from agentfs.control import client
 def sync_command(arguments: argparse.Namespace) -> int:
     """Have all files sealed, and wait until that is on disk."""
     result = _ask(arguments, "sync")
-    files = result.get("files_sealed", result.get("sealed"))
     text = "agentfs: everything is sealed and on disk"
-    return output.answer(arguments.json, result, text if files is None else f"{text}, {files} now")
+    if isinstance(result.get("files"), int):
+        text += f" ({result['files']:,} files just now)"
+    return output.answer(arguments.json, result, text)
 
 
 def gc_command(arguments: argparse.Namespace) -> int:
     """Have garbage removed from the segments."""
     result = _ask(arguments, "gc")
-    freed = result.get("freed_bytes")
     text = "agentfs: garbage is collected"
-    if isinstance(freed, int):
-        text += f", {output.size(freed)} freed"
+    freed_bytes = result.get("stored_bytes")
+    if isinstance(freed_bytes, int):
+        text += f", {output.size(max(freed_bytes, 0))} given back to the disk"
     return output.answer(arguments.json, result, text)
 
 

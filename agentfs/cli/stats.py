@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,16 @@ if TYPE_CHECKING:
 BAR_CELLS = 24
 MAX_WIDTH = 96
 
-# What a store that is not mounted has no value for.
-DAEMON_KEYS = ("pid", "rss_bytes", "uptime_s", "cache_hits", "cache_misses")
+# Every key a reader may count on. What only a daemon knows is None when there is none.
+EMPTY: dict[str, Any] = {
+    "mode": "unmounted",
+    **dict.fromkeys(
+        ("files", "logical_bytes", "unique_bytes", "stored_bytes", "resident_bytes"), 0
+    ),
+    **dict.fromkeys(("reduction", "dedup_ratio", "compression_ratio"), 1.0),
+    **dict.fromkeys(("chunks", "blocks", "segments"), 0),
+    **dict.fromkeys(("pid", "rss_bytes", "uptime_s", "cache_hits", "cache_misses"), None),
+}
 
 
 def stats_command(arguments: argparse.Namespace) -> int:
@@ -40,22 +49,8 @@ def gather(target: Target) -> dict[str, Any]:
     else:
         figures = _offline(target.store)
         mountpoint = None
-    empty: dict[str, Any] = {"mode": "unmounted", "resident_bytes": 0}
-    empty |= dict.fromkeys(DAEMON_KEYS)
     where = {"store": str(target.store), "mountpoint": _text(mountpoint), "version": __version__}
-    return empty | where | figures | ratios(figures) | {"mountpoint": _text(mountpoint)}
-
-
-def ratios(figures: dict[str, Any]) -> dict[str, float]:
-    """Derive the three reductions; of nothing, each is 1."""
-    logical = figures.get("logical_bytes", 0)
-    unique = figures.get("unique_bytes", 0)
-    stored = figures.get("stored_bytes", 0)
-    return {
-        "reduction": round(_ratio(logical, stored), 3),
-        "dedup_ratio": round(_ratio(logical, unique), 3),
-        "compression_ratio": round(_ratio(unique, stored), 3),
-    }
+    return EMPTY | where | figures | {"mountpoint": _text(mountpoint)}
 
 
 def render(figures: dict[str, Any]) -> None:
@@ -84,16 +79,22 @@ def _headline(figures: dict[str, Any]) -> str:
     where = figures["mountpoint"] or figures["store"]
     saved = f"{figures['reduction']:.1f}x smaller"
     by = f"{figures['dedup_ratio']:.1f}x by dedup, {figures['compression_ratio']:.1f}x by zstd"
-    return f"{where}: {figures.get('files', 0):,} files, {saved} ({by})"
+    return f"{where}: {_count(figures.get('files', 0), 'files')}, {saved} ({by})"
 
 
 def _bytes_table(figures: dict[str, Any]) -> Table:
     from rich.table import Table
 
+    on_disk = "on disk"
+    if isinstance(figures.get("segment_bytes"), int) and isinstance(
+        figures.get("index_bytes"), int
+    ):
+        data, index = output.size(figures["segment_bytes"]), output.size(figures["index_bytes"])
+        on_disk = f"on disk: {data} data, {index} index"
     rows = (
         ("logical", "logical_bytes", "what programs see"),
         ("unique", "unique_bytes", "after dedup"),
-        ("stored", "stored_bytes", "on disk, compressed"),
+        ("stored", "stored_bytes", on_disk),
         ("hot", "resident_bytes", "uncompressed on tmpfs"),
     )
     most = max(*(int(figures.get(key) or 0) for _, key, _ in rows), 1)
@@ -109,20 +110,24 @@ def _bytes_table(figures: dict[str, Any]) -> Table:
 
 
 def bar(share: float) -> str:
-    """Draw *share* (0 to 1) in eighths of a cell; what is not zero is seen."""
+    """Draw *share* (0 to 1), where Unicode can in eighths of a cell; what is not zero is seen."""
     eighths = round(share * BAR_CELLS * 8)
     if share > 0:
         eighths = max(eighths, 1)
+    if "utf" not in (sys.stdout.encoding or "").lower():
+        return "#" * -(-eighths // 8)
     full, rest = divmod(eighths, 8)
     return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
 
 
 def _details(figures: dict[str, Any]) -> list[str]:
     counts = ", ".join(
-        f"{figures[key]:,} {key}"
+        _count(figures[key], key)
         for key in ("chunks", "blocks", "segments")
         if isinstance(figures.get(key), int)
     )
+    if figures.get("garbage_bytes"):
+        counts += f", {output.size(figures['garbage_bytes'])} garbage"
     lines = [f"  store    {figures['store']} ({counts})" if counts else f"  {figures['store']}"]
     if figures["pid"] is None:
         return [*lines, "  daemon   none: the store is not mounted"]
@@ -137,8 +142,8 @@ def _details(figures: dict[str, Any]) -> list[str]:
     return [*lines, daemon]
 
 
-def _ratio(larger: float, smaller: float) -> float:
-    return larger / smaller if larger and smaller else 1.0
+def _count(number: int, plural: str) -> str:
+    return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
 
 
 def _text(path: object) -> str | None:

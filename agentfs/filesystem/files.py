@@ -122,6 +122,8 @@ class Files:
             self._namespace.drop_privileges(file.inode)
         end = offset + len(data)
         growth = end - file.inode.size
+        if offset > file.inode.size:
+            file.may_be_sparse = True
         if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
             await self._move_to_disk(file, staged)
         await self._write_staged(file, staged, data, offset)
@@ -161,8 +163,8 @@ class Files:
             if inode.content is None or limit == 0:
                 file.staged = staged = self._staging.create(inode.id)
             else:
-                staged = await self._copy_content(inode, inode.content, limit)
-                file.staged = staged
+                file.staged = staged = await self._copy_content(inode, inode.content, limit)
+                file.may_be_sparse = inode.holes is not None
             return staged
 
     async def _copy_content(self, inode: Inode, content: int, limit: int | None) -> StagedFile:
@@ -192,6 +194,8 @@ class Files:
         if not is_privileged:
             self._namespace.drop_privileges(file.inode)
             self._namespace.drop_capabilities(file.inode)
+        if size > file.inode.size:
+            file.may_be_sparse = True
         file.inode.size = size
         file.touch(time.time_ns())
 
@@ -204,8 +208,6 @@ class Files:
     def allocated_bytes(self, inode: Inode) -> int:
         """What st_blocks counts: bytes that are not holes."""
         file = self._table.live(inode.id)
-        if file is not None and file.staged is not None:
-            staged = file.staged
-            status = os.stat(staged.path if staged.fd is None else staged.fd)
-            return status.st_blocks * 512
+        if file is not None and file.staged is not None and file.may_be_sparse:
+            return self._staging.allocated_bytes(file.staged)
         return inode.size - (inode.holes or 0)

@@ -30,6 +30,7 @@ class LiveFile:
         "handles",
         "inode",
         "lock",
+        "may_be_sparse",
         "name",
         "sealed_version",
         "staged",
@@ -45,6 +46,8 @@ class LiveFile:
         """Handles among them that are open for writing."""
         self.lock = trio.Lock()
         """Held while the file changes between staged and sealed."""
+        self.may_be_sparse = False
+        """The staged copy may have holes."""
         self.version = 0
         """Counts changes of the bytes; equal to sealed_version: nothing to seal."""
         self.sealed_version = 0
@@ -79,6 +82,8 @@ class InodeTable:
         self._lookups: dict[int, int] = {}
         self._unlinked: set[int] = set()
         """Known to the kernel or open, without a name."""
+        self._ghosts: dict[int, Inode] = {}
+        """Those of them whose rows are gone already, because they were not open."""
         self._reapable: list[int] = []
 
     def get(self, inode_id: int) -> Inode:
@@ -86,7 +91,7 @@ class InodeTable:
         live = self._live.get(inode_id)
         if live is not None:
             return live.inode
-        inode = self._index.inodes.get(inode_id)
+        inode = self._index.inodes.get(inode_id) or self._ghosts.get(inode_id)
         if inode is None:
             raise OSError(errno.ESTALE, "inode is gone", inode_id)
         return inode
@@ -95,6 +100,10 @@ class InodeTable:
         """The live copy of an inode just read from its row, or the row."""
         live = self._live.get(inode.id)
         return live.inode if live is not None else inode
+
+    def is_open(self, inode_id: int) -> bool:
+        live = self._live.get(inode_id)
+        return live is not None and live.handles > 0
 
     def live(self, inode_id: int) -> LiveFile | None:
         return self._live.get(inode_id)
@@ -127,14 +136,16 @@ class InodeTable:
 
     # Ends
 
-    def unlinked(self, inode_id: int) -> None:
-        """The last name of an inode has gone."""
-        self._unlinked.add(inode_id)
-        self._retire(inode_id)
+    def unlinked(self, inode: Inode, *, is_removed: bool) -> None:
+        """The last name of an inode has gone, and its row as well if *is_removed*."""
+        self._unlinked.add(inode.id)
+        if is_removed:
+            self._ghosts[inode.id] = inode
+        self._retire(inode.id)
 
-    def relinked(self, inode_id: int) -> None:
-        """A name was given to an inode that had none."""
-        self._unlinked.discard(inode_id)
+    def ghost_contents(self) -> set[int]:
+        """Contents that a path like /proc/self/fd may still open, though no row names them."""
+        return {inode.content for inode in self._ghosts.values() if inode.content is not None}
 
     def released(self, live: LiveFile) -> None:
         """A handle was closed: let go of what only open files need."""
@@ -157,6 +168,8 @@ class InodeTable:
             if live.staged is not None:
                 self._staging.discard(live.staged)
                 live.staged = None
+        if self._ghosts.pop(inode_id, None) is not None:
+            return
         self._reapable.append(inode_id)
         if len(self._reapable) >= _REAP_AT:
             self.reap()
@@ -166,7 +179,8 @@ class InodeTable:
         if self._reapable:
             reapable, self._reapable = self._reapable, []
             with self._index.transaction:
-                self._index.inodes.delete(reapable)
+                for inode_id in reapable:
+                    self._index.remove_inode(inode_id)
 
     def abandon_kernel_state(self) -> None:
         """The mount is gone: nothing is open, nothing is known to the kernel."""
@@ -181,7 +195,8 @@ class InodeTable:
     def drop_all_unlinked(self) -> None:
         """At the start and the end of a mount, no unlinked inode can be in use."""
         with self._index.transaction:
-            self._index.inodes.delete(self._index.inodes.unlinked())
+            for inode_id in self._index.inodes.unlinked():
+                self._index.remove_inode(inode_id)
 
     def staged_files(self) -> Iterator[LiveFile]:
         return (live for live in self._live.values() if live.staged is not None)

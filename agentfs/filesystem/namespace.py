@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -153,8 +154,8 @@ class Namespace:
         with self._index.transaction:
             self._dentries.delete(parent, name)
             self._inodes.touch_directory(parent, now)
-            self._drop_link(inode, now)
-        self._after_drop(inode)
+            is_removed = self._drop_link(inode, now)
+        self._after_drop(inode, is_removed=is_removed)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
@@ -167,8 +168,8 @@ class Namespace:
         with self._index.transaction:
             self._dentries.delete(parent, name)
             self._inodes.touch_directory(parent, now, subdirectories=-1)
-            self._drop_link(inode, now)
-        self._after_drop(inode)
+            is_removed = self._drop_link(inode, now)
+        self._after_drop(inode, is_removed=is_removed)
 
     def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
@@ -196,8 +197,6 @@ class Namespace:
         with self._index.transaction:
             self._dentries.delete(old_parent, old_name)
             self._dentries.point(new_parent, new_name, moved.id)
-            if victim is not None:
-                self._drop_link(victim, now)
             gained = is_directory - (victim is not None and victim.is_directory)
             if old_parent == new_parent:
                 gained -= is_directory
@@ -209,12 +208,13 @@ class Namespace:
             self._inodes.set_times(moved.id, moved.mtime_ns, now)
             if victim is not None:
                 self._inherit_content(moved, victim)
+                is_removed = self._drop_link(victim, now)
         moved.ctime_ns = now
         live = self._table.live(moved.id)
         if live is not None:
             live.name = (new_parent, new_name)
         if victim is not None:
-            self._after_drop(victim)
+            self._after_drop(victim, is_removed=is_removed)
 
     def _inherit_content(self, moved: Inode, victim: Inode) -> None:
         """Let a staged file that replaces a sealed one fall back to the sealed content.
@@ -270,15 +270,25 @@ class Namespace:
         elif moved.is_directory:
             raise OSError(errno.ENOTDIR, "not a directory")
 
-    def _drop_link(self, inode: Inode, now_ns: int) -> None:
+    def _drop_link(self, inode: Inode, now_ns: int) -> bool:
+        """Take one name away; True when the row went with it.
+
+        An open file and a directory, which may be somebody's working directory, keep their
+        rows until they are let go of, so that another daemon can take over from this one.
+        """
         left = 0 if inode.is_directory else inode.nlink - 1
-        self._inodes.set_links(inode.id, left, now_ns)
+        is_removed = left == 0 and not inode.is_directory and not self._table.is_open(inode.id)
+        if is_removed:
+            self._index.remove_inode(inode.id)
+        else:
+            self._inodes.set_links(inode.id, left, now_ns)
         inode.nlink = left
         inode.ctime_ns = now_ns
+        return is_removed
 
-    def _after_drop(self, inode: Inode) -> None:
+    def _after_drop(self, inode: Inode, *, is_removed: bool) -> None:
         if inode.nlink == 0:
-            self._table.unlinked(inode.id)
+            self._table.unlinked(inode, is_removed=is_removed)
 
     def entries_after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to *limit* entries of a directory that sort after *name*."""
@@ -357,49 +367,36 @@ class Namespace:
 class DirectoryStream:
     """One open directory: itself, its parent, then its entries in byte order of the names.
 
-    A position is a count of entries returned so far on this stream, so it stays
+    A position is a count of entries taken so far from this stream, so it stays
     good while names come and go; reading from position 0 starts afresh.
     """
 
     __slots__ = ("_inode_id", "_names", "_namespace")
 
-    _BATCH = 256
+    _BATCH = 32
+    """A reply of one page holds about 24 entries with attributes."""
 
     def __init__(self, namespace: Namespace, inode_id: int) -> None:
         self._namespace = namespace
         self._inode_id = inode_id
-        self._names: list[bytes] = []
+        self._names: list[bytes] = [b".", b".."]
 
-    def entries(self, position: int) -> list[tuple[int, bytes, Inode]]:
-        """Some entries from *position* on, with the position after each; empty at the end."""
+    def entries(self, position: int) -> Iterator[tuple[int, bytes, Inode]]:
+        """(position after it, name, inode) of each entry from *position* on.
+
+        An entry counts as taken when the next one is asked for.
+        """
+        names = self._names
         if position == 0:
-            self._names.clear()
-        while position < len(self._names):
-            batch = self._known(position)
-            if batch:
-                return batch
-            position += self._BATCH  # all of those have gone
-        return self._next()
-
-    def _known(self, position: int) -> list[tuple[int, bytes, Inode]]:
-        names = self._names[position : position + self._BATCH]
-        found = (
-            (number, name, self._namespace.lookup(self._inode_id, name))
-            for number, name in enumerate(names, position + 1)
-        )
-        return [(number, name, inode) for number, name, inode in found if inode is not None]
-
-    def _next(self) -> list[tuple[int, bytes, Inode]]:
-        batch: list[tuple[int, bytes, Inode]] = []
-        if not self._names:
-            for name in (b".", b".."):
-                inode = self._namespace.lookup(self._inode_id, name)
-                if inode is not None:
-                    self._names.append(name)
-                    batch.append((len(self._names), name, inode))
-        # "." and ".." are not in the index: the first search starts before every name.
-        last = self._names[-1] if len(self._names) > len(batch) else b""
-        for name, inode in self._namespace.entries_after(self._inode_id, last, self._BATCH):
-            self._names.append(name)
-            batch.append((len(self._names), name, inode))
-        return batch
+            del names[2:]
+        while position < len(names):
+            name = names[position]
+            position += 1
+            inode = self._namespace.lookup(self._inode_id, name)
+            if inode is not None:
+                yield position, name, inode
+        last = names[-1] if len(names) > 2 else b""
+        while batch := self._namespace.entries_after(self._inode_id, last, self._BATCH):
+            for last, inode in batch:  # noqa: B007
+                yield len(names) + 1, last, inode
+                names.append(last)

@@ -99,7 +99,10 @@ class Collector:
 
     async def _drop_contents(self) -> int:
         count = 0
-        while dead := self._contents.dead_contents(_SLICE):
+        in_use = self._table.ghost_contents()
+        while dead := [
+            row for row in self._contents.dead_contents(_SLICE + len(in_use)) if row[0] not in in_use
+        ]:
             with self._index.transaction:
                 for content, encoded in dead:
                     self._contents.drop_content(content, Recipe(b"", 0, encoded).chunks)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agentfs.errors import StoreUnusable
+from agentfs.model import SECTOR_BYTES
 
 TMPFS = Path("/dev/shm")
 
@@ -113,6 +114,10 @@ class Staging:
 
     def size_of(self, staged: StagedFile) -> int:
         return os.stat(staged.path if staged.fd is None else staged.fd).st_size
+
+    def allocated_bytes(self, staged: StagedFile) -> int:
+        status = os.stat(staged.path if staged.fd is None else staged.fd)
+        return status.st_blocks * SECTOR_BYTES
 
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""

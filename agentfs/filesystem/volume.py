@@ -96,6 +96,7 @@ class Volume:
             file = self.table.enliven(inode)
             status = os.stat(staged.path)
             file.staged = staged
+            file.may_be_sparse = True
             file.touch(status.st_mtime_ns)
             inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
             inode.size = status.st_size

@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from pyfuse3 import FUSEError
+
+from agentfs.fuse.loop import letting_others_in
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +48,14 @@ def answers(method: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
 
 
 def answers_later(
-    method: Callable[..., Awaitable[Result]],
+    method: Callable[..., Coroutine[Any, Any, Result]],
 ) -> Callable[..., Awaitable[Result]]:
     """Make a request handler of a coroutine method."""
 
     @functools.wraps(method)
     async def handler(*args: Any) -> Result:
         try:
-            return await method(*args)
+            return await letting_others_in(method(*args))
         except Exception as error:
             raise translate(error, method.__name__) from None
 

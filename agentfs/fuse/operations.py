@@ -226,13 +226,11 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def readdir(self, fh: int, position: int, token: ReaddirToken) -> None:
-        stream = self._streams[fh]
-        while entries := stream.entries(position):
-            for position, name, inode in entries:
-                if not pyfuse3.readdir_reply(token, name, self._entry(inode), position):
-                    return
-                if name not in (b".", b".."):
-                    self._table.looked_up(inode.id)
+        for after, name, inode in self._streams[fh].entries(position):
+            if not pyfuse3.readdir_reply(token, name, self._entry(inode), after):
+                return
+            if name not in (b".", b".."):
+                self._table.looked_up(inode.id)
 
     @answers
     def releasedir(self, fh: int) -> None:

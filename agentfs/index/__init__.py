@@ -22,3 +22,8 @@ class Index(IndexConnection):
         self.dentries = Dentries(self)
         self.xattrs = Xattrs(self)
         self.contents = Contents(self)
+
+    def remove_inode(self, inode_id: int) -> None:
+        """Remove an inode with all that is its own. In a transaction."""
+        self.contents.release(self.inodes.delete(inode_id))
+        self.xattrs.remove_all(inode_id)

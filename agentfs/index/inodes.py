@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from agentfs.index.connection import IndexConnection
 from agentfs.model import Inode
 
@@ -19,7 +17,6 @@ class Inodes:
 
     def __init__(self, index: IndexConnection) -> None:
         self._execute = index.execute
-        self._executemany = index.executemany
         (highest,) = index.execute("SELECT coalesce(max(id), 1) FROM inode").fetchone()
         self._last_id: int = highest
 
@@ -111,12 +108,10 @@ class Inodes:
         """Inodes without a name, left by programs that had them open."""
         return [row[0] for row in self._execute("SELECT id FROM inode WHERE nlink = 0")]
 
-    def delete(self, inode_ids: Iterable[int]) -> None:
-        """Remove rows with their attributes, and release their contents. In a transaction."""
-        for inode_id in inode_ids:
-            row = self._execute(
-                "DELETE FROM inode WHERE id = ? RETURNING content", (inode_id,)
-            ).fetchone()
-            self._execute("DELETE FROM xattr WHERE inode = ?", (inode_id,))
-            if row is not None and row[0] is not None:
-                self._execute("UPDATE content SET refs = refs - 1 WHERE id = ?", (row[0],))
+    def delete(self, inode_id: int) -> int | None:
+        """Remove a row; returns the content that it named, which the caller releases."""
+        row = self._execute(
+            "DELETE FROM inode WHERE id = ? RETURNING content", (inode_id,)
+        ).fetchone()
+        content: int | None = row[0] if row is not None else None
+        return content
