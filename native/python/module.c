@@ -634,28 +634,139 @@ static PyObject *store_stats_method(struct store_object *self, PyObject *unused)
         (unsigned long long)stats.bytes_read, "blocks_put", (unsigned long long)stats.blocks_put);
 }
 
+/* --- what help() shows --------------------------------------------------------------------- */
+
+PyDoc_STRVAR(
+    params_for_size_doc,
+    "params_for_size($module, size_bytes, /)\n--\n\n"
+    "Number of the parameter set for a file of *size_bytes*.\n\n"
+    "A file that grows over a threshold (16 MiB, 1 GiB) is cut anew and shares no chunks with\n"
+    "what it was; docs/FORMAT.md, \"Cutting\".");
+
+PyDoc_STRVAR(
+    cut_doc,
+    "cut($module, /, data, params)\n--\n\n"
+    "Lengths in bytes of the chunks of *data*, as packed native uint32.\n\n"
+    "memoryview(result).cast('I') is a sequence of them; they add up to len(data). Cutting from "
+    "any\n"
+    "boundary on gives the same cuts as cutting the whole. Drops the GIL; about 3 GB/s.\n"
+    "FastCDC: Xia et al., USENIX ATC 2016; what differs is in docs/FORMAT.md, \"Cutting\".\n\n"
+    ":param params: a key of PARAMETER_SETS; another one raises ValueError");
+
+PyDoc_STRVAR(crc32c_doc, "crc32c($module, /, data, crc=0)\n--\n\n"
+                         "CRC32C (Castagnoli) of *data*, continued from *crc*. Drops the GIL.");
+
+PyDoc_STRVAR(
+    store_doc,
+    "Store(directory, *, cache_bytes=33554432, segment_bytes=33554432, read_only=False)\n--\n\n"
+    "A directory of segments: blocks of chunks go in at the end and come out by place.\n\n"
+    "Every method may be called from several threads at once and drops the GIL while it works. A\n"
+    "closed store raises ValueError. Damage raises CorruptBlock, a format from the future\n"
+    "NewerFormat, and a failed system call OSError; a block or segment that is not there is\n"
+    "FileNotFoundError. The store does not sync by itself, not even when closed.\n\n"
+    ":param directory: must exist; one writer at a time, a second one gets BlockingIOError\n"
+    ":param cache_bytes: decompressed blocks to keep; those in use come on top\n"
+    ":param segment_bytes: no segment grows beyond it, unless by its only block\n"
+    ":param read_only: takes no lock; what writes gets EROFS. Beside a writer, blocks() and "
+    "verify()\n"
+    "    of the last segment may meet a block that is just being written and call it truncated");
+
+PyDoc_STRVAR(
+    put_doc,
+    "put($self, /, chunks, level)\n--\n\n"
+    "Append one block of *chunks*, one behind the other.\n\n"
+    "Returns (segment, offset of the block, bytes the segment grew by). The block can be read at "
+    "once\n"
+    "but is not durable before a later sync(). When writing fails the segment is as it was "
+    "before.\n\n"
+    ":param chunks: buffers, none empty, at most BLOCK_RAW_MAX bytes together\n"
+    ":param level: of zstd; 0 stores as is, as does every level when it would not shrink by 1/32");
+
+PyDoc_STRVAR(
+    get_doc,
+    "get($self, pieces, /)\n--\n\n"
+    "The concatenated bytes of *pieces*: (segment, offset of the block, start in its raw bytes,\n"
+    "length). Neighbouring pieces of one block cost one look into the cache.\n\n"
+    "A piece that reaches beyond its block raises CorruptBlock.");
+
+PyDoc_STRVAR(
+    get_into_doc,
+    "get_into($self, /, pieces, buffer)\n--\n\n"
+    "As get(), written to the front of *buffer*. Returns the number of bytes.\n\n"
+    "After an error the buffer holds some of the pieces. Too small a one raises ValueError.");
+
+PyDoc_STRVAR(
+    sync_doc,
+    "sync($self, /)\n--\n\n"
+    "Make durable every block whose put() returned before this call.\n\n"
+    "One fdatasync per segment appended to since the last time; concurrent callers share it. Once "
+    "it has\n"
+    "failed, nobody knows what the disk holds: each later sync() raises the same OSError until\n"
+    "the segment is removed or the store reopened.");
+
+PyDoc_STRVAR(
+    blocks_doc,
+    "blocks($self, segment, /)\n--\n\n"
+    "(offset, raw bytes, stored bytes with header, chunks) of each block, from the headers alone.");
+
+PyDoc_STRVAR(
+    verify_doc,
+    "verify($self, segment, /)\n--\n\n"
+    "Read, check and decompress every block, past the cache; returns how many there are.\n\n"
+    "Raises CorruptBlock at the first bad one. A torn tail left by a crash is damage to this "
+    "method:\n"
+    "whether anyone refers to it is known to the index.");
+
+PyDoc_STRVAR(segments_doc, "segments($self, /)\n--\n\n"
+                           "(segment, bytes of its file) of each, in order.");
+
+PyDoc_STRVAR(
+    remove_doc,
+    "remove($self, segment, /)\n--\n\n"
+    "Delete a segment. A get() in the middle of it goes on undisturbed, later ones raise\n"
+    "FileNotFoundError. Its number never comes again: the last segment is removed only behind a\n"
+    "new one, which needs a free block on the disk. The next sync() makes the removal durable.");
+
+PyDoc_STRVAR(
+    roll_doc,
+    "roll($self, /)\n--\n\n"
+    "End the segment being appended to. Returns the number of the one the next put() starts.");
+
+PyDoc_STRVAR(drop_cache_doc, "drop_cache($self, /)\n--\n\n"
+                             "Forget all decompressed blocks.");
+
+PyDoc_STRVAR(stats_doc, "stats($self, /)\n--\n\n"
+                        "Counters since opening: cache_hits, cache_misses, blocks_put, bytes_put "
+                        "(stored, with headers),\n"
+                        "raw_bytes_put, bytes_read (stored, cache misses only); and cache_bytes, "
+                        "raw bytes cached now.");
+
+PyDoc_STRVAR(close_doc,
+             "close($self, /)\n--\n\n"
+             "Close; calls under way finish first. Does not sync. Closing twice is fine.");
+
 /* --- the module ---------------------------------------------------------------------------- */
 
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
 static PyMethodDef store_methods[] = {
-    {"put", KEYWORDS(store_put_method), "put(chunks, level) -> (segment, offset, stored_bytes)"},
-    {"get", (PyCFunction)store_get_method, METH_O, "get(pieces) -> bytes"},
-    {"get_into", KEYWORDS(store_get_into_method), "get_into(pieces, buffer) -> int"},
-    {"sync", (PyCFunction)store_sync_method, METH_NOARGS, "sync()"},
-    {"blocks", (PyCFunction)store_blocks_method, METH_O, "blocks(segment) -> list"},
-    {"verify", (PyCFunction)store_verify_method, METH_O, "verify(segment) -> int"},
-    {"segments", (PyCFunction)store_segments_method, METH_NOARGS, "segments() -> list"},
-    {"remove", (PyCFunction)store_remove_method, METH_O, "remove(segment)"},
-    {"roll", (PyCFunction)store_roll_method, METH_NOARGS, "roll() -> int"},
-    {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, "drop_cache()"},
-    {"stats", (PyCFunction)store_stats_method, METH_NOARGS, "stats() -> dict"},
-    {"close", (PyCFunction)store_close_method, METH_NOARGS, "close()"},
+    {"put", KEYWORDS(store_put_method), put_doc},
+    {"get", (PyCFunction)store_get_method, METH_O, get_doc},
+    {"get_into", KEYWORDS(store_get_into_method), get_into_doc},
+    {"sync", (PyCFunction)store_sync_method, METH_NOARGS, sync_doc},
+    {"blocks", (PyCFunction)store_blocks_method, METH_O, blocks_doc},
+    {"verify", (PyCFunction)store_verify_method, METH_O, verify_doc},
+    {"segments", (PyCFunction)store_segments_method, METH_NOARGS, segments_doc},
+    {"remove", (PyCFunction)store_remove_method, METH_O, remove_doc},
+    {"roll", (PyCFunction)store_roll_method, METH_NOARGS, roll_doc},
+    {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, drop_cache_doc},
+    {"stats", (PyCFunction)store_stats_method, METH_NOARGS, stats_doc},
+    {"close", (PyCFunction)store_close_method, METH_NOARGS, close_doc},
     {0},
 };
 
 static PyType_Slot store_slots[] = {
-    {Py_tp_doc, "A directory of segments; see agentfs.chunks."},
+    {Py_tp_doc, (void *)(uintptr_t)store_doc},
     {Py_tp_init, store_init},
     {Py_tp_dealloc, store_dealloc},
     {Py_tp_methods, store_methods},
@@ -736,9 +847,9 @@ static int module_clear(PyObject *module)
 }
 
 static PyMethodDef module_methods[] = {
-    {"params_for_size", module_params_for_size, METH_O, "params_for_size(size_bytes) -> int"},
-    {"cut", KEYWORDS(module_cut), "cut(data, params) -> bytes"},
-    {"crc32c", KEYWORDS(module_crc32c), "crc32c(data, crc=0) -> int"},
+    {"params_for_size", module_params_for_size, METH_O, params_for_size_doc},
+    {"cut", KEYWORDS(module_cut), cut_doc},
+    {"crc32c", KEYWORDS(module_crc32c), crc32c_doc},
     {0},
 };
 
