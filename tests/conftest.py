@@ -122,6 +122,7 @@ class Mounted:
         ]
 
     def _watch(self) -> None:
+        self._unwatch()  # of an earlier mount, which ended without umount()
         mount_fusectl()
         left_s = max(self._deadline - time.monotonic(), 1.0)
         script = 'sleep "$1"; shift; for f; do echo 1 >"$f"; done'

@@ -61,7 +61,7 @@ def _answer_until_stopped(
 
             async def work(_args: dict[str, Any], progress: Any) -> dict[str, Any]:
                 progress("files", 1, 2)
-                return {"freed_bytes": 2048}
+                return {"stored_bytes": 2048}
 
             async def stats(_args: dict[str, Any], _progress: Any) -> dict[str, Any]:
                 return {

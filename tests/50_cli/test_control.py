@@ -56,9 +56,7 @@ HANDLERS = {"echo": echo, "count": count, "fail": fail, "refuse": refuse, "huge"
 
 
 @asynccontextmanager
-async def serving(
-    store: Path, **more: server.Handler
-) -> AsyncIterator[trio.Nursery]:
+async def serving(store: Path, **more: server.Handler) -> AsyncIterator[trio.Nursery]:
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, store, HANDLERS | more)
         yield nursery

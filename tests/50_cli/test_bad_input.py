@@ -1,0 +1,259 @@
+"""Each thing that can be wrong has its line, its exit code, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentfs.cli import checks
+from agentfs.config import MountConfig, Profile
+from agentfs.control import lock
+from agentfs.errors import (
+    FuseUnavailable,
+    MountpointUnusable,
+    NoSpace,
+    NotMounted,
+    ProfileInvalid,
+    StoreBusy,
+    StoreUnusable,
+    UsageError,
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs takes root")
+
+
+def tree(path: Path) -> list[str]:
+    return sorted(str(entry) for entry in path.rglob("*"))
+
+
+@pytest.fixture
+def refused(tmp_path: Path, run: Run) -> Callable[..., str]:
+    """Run a command that must fail with an exit code, in one line, and change nothing."""
+
+    def check(exit_code: int, *arguments: str | Path) -> str:
+        before = tree(tmp_path)
+        done = run(*arguments)
+        assert done.returncode == exit_code, done.stderr
+        assert done.stdout == ""
+        assert done.stderr.startswith("agentfs: ")
+        assert done.stderr.count("\n") == 1
+        assert tree(tmp_path) == before
+        return done.stderr
+
+    return check
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_a_missing_mountpoint(refused: Callable[..., str], tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    message = refused(MountpointUnusable.exit_code, "mount", missing, "--store", tmp_path / "store")
+    assert f"mkdir {missing}" in message
+
+
+def test_a_mountpoint_that_is_a_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    message = refused(MountpointUnusable.exit_code, "mount", file, "--store", tmp_path / "store")
+    assert "is not a directory" in message
+
+
+def test_a_mountpoint_that_is_busy(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused(MountpointUnusable.exit_code, "mount", "/proc", "--store", tmp_path / "s")
+    assert "already a mountpoint (proc of proc)" in message
+
+
+def test_a_store_path_that_is_a_file(
+    refused: Callable[..., str], tmp_path: Path, mountpoint: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for store in (file, file / "below"):
+        message = refused(StoreUnusable.exit_code, "mount", mountpoint, "--store", store)
+        assert f"{file} is not a directory" in message
+
+
+def test_a_store_path_that_holds_other_files(
+    refused: Callable[..., str], tmp_path: Path, mountpoint: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    (tmp_path / "photos" / "lock").touch()
+    message = refused(StoreUnusable.exit_code, "mount", mountpoint, "--store", tmp_path / "photos")
+    assert "is no agentfs store" in message
+
+
+def test_a_store_below_the_mountpoint(refused: Callable[..., str], mountpoint: Path) -> None:
+    message = refused(
+        MountpointUnusable.exit_code, "mount", mountpoint, "--store", mountpoint / "store"
+    )
+    assert "keep them apart" in message
+
+
+def test_a_mountpoint_inside_the_store(tmp_path: Path, run: Run) -> None:
+    store = tmp_path / "store"
+    (store / "segments").mkdir(parents=True)
+    done = run("mount", store / "segments", "--store", store)
+    assert done.returncode == MountpointUnusable.exit_code
+
+
+def test_a_store_that_is_mounted_elsewhere(
+    refused: Callable[..., str], tmp_path: Path, mountpoint: Path
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    held = lock.hold(store)
+    try:
+        message = refused(StoreBusy.exit_code, "mount", mountpoint, "--store", store)
+    finally:
+        os.close(held)
+    assert f"pid {os.getpid()}" in message
+    assert f"agentfs umount {store}" in message
+
+
+def test_an_unknown_profile_and_an_unknown_key(
+    refused: Callable[..., str], tmp_path: Path, mountpoint: Path
+) -> None:
+    code = ProfileInvalid.exit_code
+    store = tmp_path / "store"
+    message = refused(code, "mount", mountpoint, "--store", store, "--profile", "fast")
+    assert "archive, default, small-machine" in message
+    profile = tmp_path / "mine.toml"
+    profile.write_text("[seal]\nrest = 1\n")
+    message = refused(code, "mount", mountpoint, "--store", store, "--profile", profile)
+    assert "nearest is seal.rest_s" in message
+
+
+@needs_root
+def test_a_full_disk(refused: Callable[..., str], small_disk: Path, mountpoint: Path) -> None:
+    message = refused(
+        NoSpace.exit_code, "mount", mountpoint, "--store", small_disk / "deep" / "store"
+    )
+    assert "1.00 MiB free, agentfs needs 16.0 MiB" in message
+
+
+@needs_root
+def test_a_disk_that_is_read_only(
+    refused: Callable[..., str], small_disk: Path, mountpoint: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    message = refused(StoreUnusable.exit_code, "mount", mountpoint, "--store", small_disk / "store")
+    assert f"no right to write in {small_disk}" in message
+
+
+@pytest.mark.parametrize("command", ["umount", "sync", "stats", "gc"])
+def test_a_directory_that_is_no_mount(
+    refused: Callable[..., str], tmp_path: Path, command: str
+) -> None:
+    message = refused(NotMounted.exit_code, command, tmp_path)
+    assert "neither an agentfs mountpoint nor a store" in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["moutn"], ["mount", "--stor", "x"], ["mount", "a", "b"], ["completion", "fish"]],
+)
+def test_a_command_line_that_makes_no_sense(run: Run, arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == UsageError.exit_code
+    assert "usage: agentfs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_in_json_is_an_object_and_a_line(run: Run, tmp_path: Path) -> None:
+    done = run("stats", tmp_path, "--json")
+    assert done.returncode == NotMounted.exit_code
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == NotMounted.exit_code
+    assert done.stderr == f"agentfs: {answer['error']}\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(environment: dict[str, str]) -> None:
+    script = f"{sys.executable} -m agentfs.cli completion bash | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+
+
+# What a machine lacks cannot be taken from this one, so these ask the checks themselves.
+
+
+@pytest.fixture
+def config(tmp_path: Path, mountpoint: Path) -> MountConfig:
+    return MountConfig(tmp_path / "store", mountpoint, Profile("default"), foreground=False)
+
+
+def test_no_fuse_device(
+    config: MountConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "FUSE_DEVICE", tmp_path / "no-fuse")
+    with pytest.raises(FuseUnavailable, match="modprobe fuse"):
+        checks.check_all(config)
+
+
+def test_no_right_to_open_the_fuse_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "fuse"
+    device.touch()
+    monkeypatch.setattr(checks, "FUSE_DEVICE", device)
+    monkeypatch.setattr(checks.os, "access", lambda *_: False)
+    with pytest.raises(FuseUnavailable, match="chmod 666"):
+        checks.check_fuse(allow_other=False)
+
+
+@pytest.fixture
+def as_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "fuse"
+    device.touch()
+    monkeypatch.setattr(checks, "FUSE_DEVICE", device)
+    monkeypatch.setattr(checks.os, "geteuid", lambda: 1000)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_no_fusermount3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.shutil, "which", lambda _name: None)
+    with pytest.raises(FuseUnavailable, match="apt-get install fuse3"):
+        checks.check_fuse(allow_other=False)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_allow_other_without_the_line_in_fuse_conf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.shutil, "which", lambda _name: "/bin/fusermount3")
+    monkeypatch.setattr(checks, "_users_may_allow_other", lambda: False)
+    with pytest.raises(FuseUnavailable, match="user_allow_other"):
+        checks.check_fuse(allow_other=True)
+    checks.check_fuse(allow_other=False)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_a_mountpoint_of_another_user(config: MountConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.os, "access", lambda *_: False)
+    with pytest.raises(MountpointUnusable, match="belongs to another user"):
+        checks.check_mountpoint(config.mountpoint, config.store)
+
+
+def test_root_in_a_container_without_the_capability(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "fuse"
+    device.touch()
+    monkeypatch.setattr(checks, "FUSE_DEVICE", device)
+    monkeypatch.setattr(checks.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(checks, "_has_capability", lambda _bit: False)
+    with pytest.raises(FuseUnavailable, match="CAP_SYS_ADMIN"):
+        checks.check_fuse(allow_other=True)
