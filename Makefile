@@ -1,3 +1,30 @@
+# What people run. `make run` and `make test` are the README's two commands; both set up what they need.
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench
+
+help:
+	@echo "make run    mount agentfs (root: /agentmem, others: ./agentmem) and take a short tour"
+	@echo "make test   set up and run the tests"
+	@echo "make lint   ruff, mypy, import-linter, clang-format"
+	@echo "make bench  measure what the README says"
+
+run:
+	scripts/setup
+	.venv/bin/python examples/tour.py
+
+test:
+	scripts/setup test
+	.venv/bin/pytest
+
+lint:
+	scripts/setup test lint
+	scripts/lint
+
+bench:
+	scripts/setup test
+	.venv/bin/python -m bench
+
+# What engineers run, with PYTHON naming one that has meson.
 PYTHON ?= python3
 MESON ?= $(PYTHON) -m mesonbuild.mesonmain
 
