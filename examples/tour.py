@@ -25,7 +25,8 @@ AGENTS = 18
 FORKS = 2
 AGENTS_ON_THE_NEWEST_PROMPT = 12  # a fleet never runs one version only
 
-AGENTFS = [sys.executable, "-m", "agentfs.cli"]
+# -P: the agentfs that is installed, not the one that happens to lie in the working directory.
+AGENTFS = [sys.executable, "-P", "-m", "agentfs.cli"]
 
 
 def main(argv: list[str]) -> int:

@@ -37,7 +37,7 @@ def run_agentfs(*arguments: str | Path, **options: Any) -> subprocess.CompletedP
     """Run the command in a process of its own; never waits longer than COMMAND_LIMIT_S."""
     settings: dict[str, Any] = {"env": ENVIRONMENT, "timeout": COMMAND_LIMIT_S} | options
     return subprocess.run(
-        [sys.executable, "-m", "agentfs.cli", *map(str, arguments)],
+        [sys.executable, "-P", "-m", "agentfs.cli", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

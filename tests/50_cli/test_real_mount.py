@@ -290,7 +290,7 @@ def foreground(
 ) -> Iterator[subprocess.Popen[str]]:
     arguments = ["mount", mountpoint, "--store", tmp_path / "store", "--foreground", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "agentfs.cli", *map(str, arguments)],
+        [sys.executable, "-P", "-m", "agentfs.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
