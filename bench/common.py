@@ -76,6 +76,12 @@ def progress() -> Progress:
     )
 
 
+def _beside_python(program: str) -> str:
+    """The program of the same virtual environment (PATH may lack it), or the bare name."""
+    beside = Path(sys.executable).parent / program
+    return shlex.quote(str(beside)) if beside.exists() else program
+
+
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has."""
     made = argparse.ArgumentParser(
@@ -95,9 +101,9 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--agentfs",
         type=shlex.split,
-        default=shlex.split(environment.get("BENCH_AGENTFS", "agentfs")),
+        default=shlex.split(environment.get("BENCH_AGENTFS", _beside_python("agentfs"))),
         metavar="COMMAND",
-        help="how to call agentfs (BENCH_AGENTFS; default: agentfs)",
+        help="how to call agentfs (BENCH_AGENTFS; default: the one installed beside this Python)",
     )
     made.add_argument(
         "--s3ql-bin",
