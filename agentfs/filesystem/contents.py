@@ -64,6 +64,9 @@ class ContentReader:
         """
         recipe = self.recipe(content)
         pieces = self._pieces(recipe, offset, size)
+        cached = self._store.get(pieces, cached_only=True)
+        if cached is not None:
+            return cached
         try:
             return await trio.to_thread.run_sync(self._store.get, pieces)
         except FileNotFoundError:

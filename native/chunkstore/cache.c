@@ -76,6 +76,10 @@ enum status cache_get(struct block_cache *cache, uint64_t segment, uint64_t offs
 
     pthread_mutex_lock(&cache->lock);
     struct lru_node *node = lru_find(&cache->blocks, segment, offset);
+    if (load == NULL && (node == NULL || ((struct cached_block *)node)->state != CACHED_READY)) {
+        pthread_mutex_unlock(&cache->lock);
+        return STATUS_NOT_CACHED;
+    }
     if (node) {
         *block = (struct cached_block *)node;
         cache->hits++;

@@ -44,7 +44,7 @@ bool cache_init(struct block_cache *cache, uint64_t limit_bytes);
 /* Every reference must have been given back. */
 void cache_free(struct block_cache *cache);
 
-/* Takes a reference when it returns STATUS_OK. */
+/* Takes a reference when it returns STATUS_OK. Without load: STATUS_NOT_CACHED rather than wait. */
 enum status cache_get(struct block_cache *cache, uint64_t segment, uint64_t offset,
                       cache_load *load, void *context, struct evidence *evidence,
                       struct cached_block **block);

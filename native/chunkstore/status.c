@@ -19,6 +19,8 @@ const char *status_reason(enum status status)
         return "block is too large";
     case STATUS_OUTSIDE:
         return "piece reaches beyond its block";
+    case STATUS_NOT_CACHED:
+        return "block is not cached";
     case STATUS_NEWER:
         return "written by a newer version";
     }

@@ -13,6 +13,7 @@ enum status {
     STATUS_TRUNCATED,       /* the file ends before the header or payload does */
     STATUS_TOO_LARGE,       /* more than BLOCK_RAW_MAX in one block */
     STATUS_OUTSIDE,         /* a piece reaches beyond the raw block */
+    STATUS_NOT_CACHED,      /* asked for cached blocks only, and one is not; not a fault */
     STATUS_NEWER,           /* valid, but of a version this code does not know */
 };
 

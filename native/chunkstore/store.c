@@ -610,7 +610,7 @@ release_file:
 }
 
 enum status store_get(struct store *store, const struct store_piece *pieces, size_t count,
-                      struct evidence *evidence, uint8_t *into)
+                      bool cached_only, struct evidence *evidence, uint8_t *into)
 {
     enum status status = STATUS_OK;
     struct cached_block *block = NULL;
@@ -619,13 +619,18 @@ enum status store_get(struct store *store, const struct store_piece *pieces, siz
     for (size_t i = 0; i < count; i++) {
         const struct store_piece *piece = &pieces[i];
         /* Neighbouring pieces mostly come from one block: keep it between them. */
-        if (i > 0 && (piece->segment != piece[-1].segment || piece->offset != piece[-1].offset)) {
+        if (block && (piece->segment != piece[-1].segment || piece->offset != piece[-1].offset)) {
             cache_release(&store->cache, block);
             block = NULL;
         }
+        if (piece->segment == 0) {
+            memset(into, 0, piece->length);
+            into += piece->length;
+            continue;
+        }
         if (block == NULL)
-            status = cache_get(&store->cache, piece->segment, piece->offset, load_block, store,
-                               evidence, &block);
+            status = cache_get(&store->cache, piece->segment, piece->offset,
+                               cached_only ? NULL : load_block, store, evidence, &block);
         if (status != STATUS_OK)
             return status;
         if (piece->start > block->raw_bytes || piece->length > block->raw_bytes - piece->start) {

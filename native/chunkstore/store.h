@@ -36,9 +36,9 @@ struct store_place {
 };
 
 struct store_piece {
-    uint64_t segment;
-    uint64_t offset; /* of the block */
-    uint32_t start;  /* in the raw block */
+    uint64_t segment; /* 0: zeros, for a hole; offset and start mean nothing then */
+    uint64_t offset;  /* of the block */
+    uint32_t start;   /* in the raw block */
     uint32_t length;
 };
 
@@ -68,9 +68,12 @@ void store_close(struct store *store);
 enum status store_put(struct store *store, const struct store_chunk *chunks, size_t count,
                       int level, struct evidence *evidence, struct store_place *place);
 
-/* Concatenates the pieces into into, which has room for the sum of their lengths. */
+/*
+ * Concatenates the pieces into into, which has room for the sum of their lengths. With cached_only
+ * it reads nothing: STATUS_NOT_CACHED if any block is not at hand.
+ */
 enum status store_get(struct store *store, const struct store_piece *pieces, size_t count,
-                      struct evidence *evidence, uint8_t *into);
+                      bool cached_only, struct evidence *evidence, uint8_t *into);
 
 /*
  * Makes durable every block whose put returned before the call. Once a sync has failed, each later

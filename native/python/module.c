@@ -367,36 +367,47 @@ fail:
     return NULL;
 }
 
-/* False with an exception. */
-static bool get_pieces(struct store_object *self, const struct store_piece *pieces, size_t count,
-                       uint8_t *into)
+/* STATUS_OK; STATUS_NOT_CACHED without an exception; anything else with one. */
+static enum status get_pieces(struct store_object *self, const struct store_piece *pieces,
+                              size_t count, bool cached_only, uint8_t *into)
 {
     struct evidence evidence;
     enum status status;
 
     struct store *store = enter(self);
     if (store == NULL)
-        return false;
-    Py_BEGIN_ALLOW_THREADS status = store_get(store, pieces, count, &evidence, into);
+        return STATUS_OUTSIDE;
+    Py_BEGIN_ALLOW_THREADS status = store_get(store, pieces, count, cached_only, &evidence, into);
     Py_END_ALLOW_THREADS leave(self);
-    if (status != STATUS_OK)
+    if (status != STATUS_OK && status != STATUS_NOT_CACHED)
         raise_status(state_of_store(self), status, &evidence, NULL);
-    return status == STATUS_OK;
+    return status;
 }
 
-static PyObject *store_get_method(struct store_object *self, PyObject *sequence)
+static PyObject *store_get_method(struct store_object *self, PyObject *args, PyObject *keywords)
 {
+    static char *names[] = {"", "cached_only", NULL};
+    PyObject *sequence;
+    int cached_only = 0;
     size_t count;
     Py_ssize_t total;
 
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$p:get", names, &sequence, &cached_only))
+        return NULL;
     struct store_piece *pieces = parse_pieces(sequence, &count, &total);
     if (pieces == NULL)
         return NULL;
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, total);
-    if (bytes && !get_pieces(self, pieces, count, (uint8_t *)PyBytes_AS_STRING(bytes)))
-        Py_CLEAR(bytes);
+    PyObject *result = PyBytes_FromStringAndSize(NULL, total);
+    if (result) {
+        enum status status =
+            get_pieces(self, pieces, count, cached_only, (uint8_t *)PyBytes_AS_STRING(result));
+        if (status != STATUS_OK)
+            Py_CLEAR(result);
+        if (status == STATUS_NOT_CACHED)
+            result = Py_NewRef(Py_None);
+    }
     PyMem_Free(pieces);
-    return bytes;
+    return result;
 }
 
 static PyObject *store_get_into_method(struct store_object *self, PyObject *args,
@@ -417,7 +428,7 @@ static PyObject *store_get_into_method(struct store_object *self, PyObject *args
     if (total > buffer.len)
         PyErr_Format(PyExc_ValueError, "the pieces have %zd bytes, the buffer %zd", total,
                      buffer.len);
-    else if (get_pieces(self, pieces, count, buffer.buf))
+    else if (get_pieces(self, pieces, count, false, buffer.buf) == STATUS_OK)
         result = PyLong_FromSsize_t(total);
     PyMem_Free(pieces);
 
@@ -684,9 +695,10 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     get_doc,
-    "get($self, pieces, /)\n--\n\n"
+    "get($self, pieces, /, *, cached_only=False)\n--\n\n"
     "The concatenated bytes of *pieces*: (segment, offset of the block, start in its raw bytes,\n"
-    "length). Neighbouring pieces of one block cost one look into the cache.\n\n"
+    "length). Segment 0 stands for zeros. Neighbouring pieces of one block cost one look into the\n"
+    "cache. With *cached_only* nothing is read: None if a block is not in the cache.\n\n"
     "A piece that reaches beyond its block raises CorruptBlock.");
 
 PyDoc_STRVAR(
@@ -751,7 +763,7 @@ PyDoc_STRVAR(close_doc,
 
 static PyMethodDef store_methods[] = {
     {"put", KEYWORDS(store_put_method), put_doc},
-    {"get", (PyCFunction)store_get_method, METH_O, get_doc},
+    {"get", KEYWORDS(store_get_method), get_doc},
     {"get_into", KEYWORDS(store_get_into_method), get_into_doc},
     {"sync", (PyCFunction)store_sync_method, METH_NOARGS, sync_doc},
     {"blocks", (PyCFunction)store_blocks_method, METH_O, blocks_doc},

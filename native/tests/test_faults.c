@@ -136,7 +136,7 @@ static bool holds(struct store *store, struct store_place place)
 {
     static uint8_t got[BLOCK];
     struct store_piece piece = {place.segment, place.offset, 0, BLOCK};
-    return store_get(store, &piece, 1, &evidence, got) == STATUS_OK &&
+    return store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK &&
            memcmp(got, bytes, BLOCK) == 0;
 }
 
@@ -326,7 +326,7 @@ static void no_allocation_failure_loses_or_leaks(void)
             continue;
         status = store_put(store, two, 2, 3, &evidence, &place);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
-        status = store_get(store, &piece, 1, &evidence, got);
+        status = store_get(store, &piece, 1, false, &evidence, got);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
         status = store_verify(store, first.segment, &evidence, &blocks);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);

@@ -34,7 +34,7 @@ static enum status get(struct store *store, struct store_place place, uint32_t s
                        uint32_t length, uint8_t *into)
 {
     struct store_piece piece = {place.segment, place.offset, start, length};
-    return store_get(store, &piece, 1, &evidence, into);
+    return store_get(store, &piece, 1, false, &evidence, into);
 }
 
 static bool holds(struct store *store, struct store_place place, uint64_t seed)
@@ -113,10 +113,10 @@ static void pieces_are_joined_and_bounded(void)
         {b.segment, b.offset, 500, 10},
         {a.segment, a.offset, BLOCK, 0},
     };
-    CHECK(store_get(store, pieces, 4, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, pieces, 4, false, &evidence, got) == STATUS_OK);
     CHECK(memcmp(got, first + BLOCK - 10, 10) == 0 && memcmp(got + 10, second, 10) == 0 &&
           memcmp(got + 20, second + 500, 10) == 0);
-    CHECK(store_get(store, pieces, 0, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, pieces, 0, false, &evidence, got) == STATUS_OK);
     CHECK(get(store, a, BLOCK - 9, 10, got) == STATUS_OUTSIDE);
     CHECK(get(store, a, UINT32_MAX, 10, got) == STATUS_OUTSIDE);
     CHECK(evidence.segment == a.segment && evidence.offset == a.offset);
