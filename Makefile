@@ -22,7 +22,7 @@ lint:
 
 bench:
 	scripts/setup test
-	.venv/bin/python -m bench
+	BENCH_AGENTFS=$(CURDIR)/.venv/bin/agentfs .venv/bin/python -m bench
 
 # What engineers run, with PYTHON naming one that has meson.
 PYTHON ?= python3
