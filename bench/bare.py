@@ -12,6 +12,8 @@ What an honest pyfuse3 daemon can reach at best, so that agentfs is judged by wh
 What it keeps is honest, too: permissions (`default_permissions`), link counts, times, files that
 are unlinked while open. No writeback cache: it would exclude passthrough, which agentfs needs.
 
+A ceiling for calls, not for gigabytes: a bytearray that grows is copied now and then.
+
     python -m bench.bare MOUNTPOINT            serves until it is unmounted
 """
 

@@ -122,7 +122,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--pin",
         type=int,
         metavar="CPU",
-        help="keep the driver and every daemon on that one CPU: no wake-ups across cores",
+        help="keep driver and daemons on that one CPU: no wake-ups across cores (-1: do not)",
     )
     made.add_argument(
         "--hang-seconds",

@@ -2,6 +2,8 @@
 
 Two stores of each target stand side by side, one small and one large; the operations run on one
 and the other in turn, always on the same number of fresh files: the ratio is about the store.
+Everything runs on one core unless --pin -1: the scheduler puts one daemon beside the driver and
+another one on another core, and that alone made one of two equal stores look twice as fast.
 Also the daemon's resident memory (VmRSS), with each store after a sync.
 
     python -m bench.scale --targets agentfs,bare --json scale.json
@@ -35,6 +37,7 @@ PER_DIRECTORY = 1000
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     made = parser("scale", __doc__)
+    made.set_defaults(pin=max(os.sched_getaffinity(0)))
     add_targets(made, "agentfs,bare")
     made.add_argument("--small", type=int, default=1000, help="files in one store (default 1000)")
     made.add_argument("--large", type=int, default=100_000, help="in the other (default 100000)")

@@ -426,8 +426,9 @@ def named(name: str) -> type[Target]:
 
 @contextlib.contextmanager
 def work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
-    """A fresh directory for stores and mountpoints, removed afterwards. Applies --pin."""
-    if arguments.pin is not None:
+    """A fresh directory for stores and mountpoints, removed afterwards; --pin holds meanwhile."""
+    cores = os.sched_getaffinity(0)
+    if arguments.pin is not None and arguments.pin >= 0:
         os.sched_setaffinity(0, {arguments.pin})
     if arguments.work:
         arguments.work.mkdir(parents=True, exist_ok=True)
@@ -435,6 +436,7 @@ def work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
     try:
         yield made
     finally:
+        os.sched_setaffinity(0, cores)
         shutil.rmtree(made, ignore_errors=True)
 
 
