@@ -49,7 +49,7 @@ class Seal:
 class Store:
     """How the chunk store packs bytes."""
 
-    level: int = _key(3, 1, 22)
+    level: int = _key(5, 1, 22)
     """zstd level of a block."""
 
     block_bytes: int = _key(MIB, 64 * KIB, 16 * MIB)

@@ -137,6 +137,7 @@ class Volume:
         dirty = [file for file in self.table.staged_files() if file.is_dirty]
         await self.sealer.seal(packing_order(dirty), wait=True, progress=progress)
         await self.durability.sync()
+        self.index.checkpoint()
         return len(dirty)
 
     async def seal_for_close(self) -> None:
