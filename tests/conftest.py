@@ -30,14 +30,17 @@ COMMAND_LIMIT_S = 60.0
 TEST_LIMIT_S = 120.0
 FUSECTL = Path("/sys/fs/fuse/connections")
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(agentfs.__file__).resolve().parents[1])}
+# Programs that tests start use the agentfs that the tests use, not one that happens to lie in
+# their working directory: an installed one has the C extension, a bare source tree has not.
+os.environ["PYTHONPATH"] = str(Path(agentfs.__file__).resolve().parents[1])
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def run_agentfs(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own; never waits longer than COMMAND_LIMIT_S."""
-    settings: dict[str, Any] = {"env": ENVIRONMENT, "timeout": COMMAND_LIMIT_S} | options
+    settings: dict[str, Any] = {"timeout": COMMAND_LIMIT_S} | options
     return subprocess.run(
-        [sys.executable, "-P", "-m", "agentfs.cli", *map(str, arguments)],
+        [sys.executable, "-m", "agentfs.cli", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

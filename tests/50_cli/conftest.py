@@ -31,7 +31,7 @@ def run(environment: dict[str, str]) -> Run:
     """Run `agentfs` and return how it ended."""
 
     def run_(*arguments: str | Path, **extra: str) -> Result:
-        return start(["-P", "-m", "agentfs.cli"], arguments, environment | extra)
+        return start(["-m", "agentfs.cli"], arguments, environment | extra)
 
     return run_
 

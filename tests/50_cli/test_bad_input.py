@@ -184,7 +184,7 @@ def test_an_error_in_json_is_an_object_and_a_line(run: Run, tmp_path: Path) -> N
 
 
 def test_a_reader_that_has_enough_is_no_error(environment: dict[str, str]) -> None:
-    script = f"{sys.executable} -P -m agentfs.cli completion bash | true; exit ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m agentfs.cli completion bash | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
     )

@@ -139,7 +139,7 @@ def test_version_starts_without_anything_heavy(environment: dict[str, str]) -> N
         "print([m for m in ('trio', 'rich', 'pyfuse3', 'shtab', 'sqlite3') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
+        [sys.executable, "-c", script],
         env=environment,
         capture_output=True,
         text=True,

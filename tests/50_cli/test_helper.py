@@ -51,7 +51,7 @@ def helper() -> Iterator[Path]:
     source = Path(agentfs.__file__).resolve().parents[1]
     HELPER.write_text(
         f"#!/bin/sh\nexport PYTHONPATH={source}\n"
-        f"exec {sys.executable} -c 'import sys; from agentfs.cli import mount_helper; "
+        f"exec {sys.executable} -P -c 'import sys; from agentfs.cli import mount_helper; "
         'sys.exit(mount_helper())\' "$@"\n'
     )
     HELPER.chmod(0o755)

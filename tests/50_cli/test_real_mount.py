@@ -45,6 +45,13 @@ def test_what_was_written_is_there_after_umount_and_mount(mounted: Any) -> None:
     assert (mounted.path / "notes" / "a.txt").read_bytes() == LINE * 1000
 
 
+@pytest.mark.xfail(reason="a new store's top directory is root's, of 1970", strict=False)
+def test_the_mounted_directory_belongs_to_who_mounted_it(mounted: Any) -> None:
+    status = os.stat(mounted.path)
+    assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
+    assert abs(status.st_mtime - time.time()) < 600
+
+
 def test_mountinfo_says_which_store_it_is(mounted: Any) -> None:
     mount = mount_at(mounted.path)
     assert mount is not None
@@ -290,7 +297,7 @@ def foreground(
 ) -> Iterator[subprocess.Popen[str]]:
     arguments = ["mount", mountpoint, "--store", tmp_path / "store", "--foreground", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "agentfs.cli", *map(str, arguments)],
+        [sys.executable, "-m", "agentfs.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
