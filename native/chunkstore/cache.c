@@ -77,6 +77,8 @@ enum status cache_get(struct block_cache *cache, uint64_t segment, uint64_t offs
     pthread_mutex_lock(&cache->lock);
     struct lru_node *node = lru_find(&cache->blocks, segment, offset);
     if (load == NULL && (node == NULL || ((struct cached_block *)node)->state != CACHED_READY)) {
+        if (node)
+            release_locked(cache, (struct cached_block *)node);
         pthread_mutex_unlock(&cache->lock);
         return STATUS_NOT_CACHED;
     }

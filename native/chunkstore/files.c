@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io.h"
@@ -92,6 +93,14 @@ static struct segment_file *share(struct segment_files *files, struct segment_fi
     return (struct segment_file *)node;
 }
 
+/* A removal that came between opening and filing did not find it in the table. */
+static void forget_if_removed(struct segment_files *files, const struct segment_file *file)
+{
+    struct stat facts;
+    if (fstat(file->fd, &facts) == 0 && facts.st_nlink == 0)
+        files_forget(files, file->number);
+}
+
 static enum status open_checked(struct segment_files *files, uint64_t number, int flags,
                                 struct evidence *evidence, struct segment_file **file)
 {
@@ -118,6 +127,7 @@ static enum status open_checked(struct segment_files *files, uint64_t number, in
     if (fresh == NULL)
         return STATUS_NO_MEMORY;
     *file = share(files, fresh);
+    forget_if_removed(files, *file);
     return STATUS_OK;
 
 close_fd:
@@ -138,17 +148,32 @@ enum status files_open_tail(struct segment_files *files, uint64_t number, struct
     return open_checked(files, number, O_RDWR, evidence, file);
 }
 
+/* Fails rather than replace a file, where the file system can tell. */
+static int rename_new(int directory, const char *from, const char *to)
+{
+    if (renameat2(directory, from, directory, to, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL || renameat(directory, from, directory, to) != 0)
+        return errno;
+    return 0;
+}
+
+/*
+ * Under another name until it has its header and is filed. So whoever sees the name shares this
+ * descriptor, which can be written to, and never meets half a header.
+ */
 enum status files_create(struct segment_files *files, uint64_t number, struct evidence *evidence,
                          struct segment_file **file)
 {
     char name[FILES_NAME_BYTES];
     uint8_t header[SEGMENT_HEADER_BYTES];
     struct iovec part = {header, sizeof header};
+    enum status status = STATUS_ERRNO;
 
     *evidence = (struct evidence){.segment = number};
     files_name(number, name);
-    int fd =
-        openat(files->directory, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int fd = openat(files->directory, SEGMENT_UNNAMED,
+                    O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) {
         evidence->error = errno;
         return STATUS_ERRNO;
@@ -157,16 +182,23 @@ enum status files_create(struct segment_files *files, uint64_t number, struct ev
     evidence->error = io_write(fd, &part, 1, 0);
     if (evidence->error) {
         close(fd);
-        unlinkat(files->directory, name, 0);
-        return STATUS_ERRNO;
+        goto unlink;
     }
     struct segment_file *fresh = file_new(number, fd);
     if (fresh == NULL) {
-        unlinkat(files->directory, name, 0);
-        return STATUS_NO_MEMORY;
+        status = STATUS_NO_MEMORY;
+        goto unlink;
     }
     *file = share(files, fresh);
-    return STATUS_OK;
+    evidence->error = rename_new(files->directory, SEGMENT_UNNAMED, name);
+    if (evidence->error == 0)
+        return STATUS_OK;
+    files_forget(files, number);
+    files_release(files, *file);
+
+unlink:
+    unlinkat(files->directory, SEGMENT_UNNAMED, 0);
+    return status;
 }
 
 void files_release(struct segment_files *files, struct segment_file *file)

@@ -9,6 +9,7 @@
 #define BLOCK_MAGIC    "aBLK"
 #define SEGMENT_SUFFIX ".seg"
 
+#define SEGMENT_UNNAMED    "new"
 #define SEGMENT_NUMBER_MAX INT64_MAX
 
 enum {

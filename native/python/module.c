@@ -107,8 +107,10 @@ static PyObject *module_cut(PyObject *module, PyObject *args, PyObject *keywords
         goto release;
     uint32_t *out = (uint32_t *)(void *)PyBytes_AS_STRING(lengths);
     size_t count;
-    Py_BEGIN_ALLOW_THREADS count = cutter_cut(params, data.buf, (size_t)data.len, out);
-    Py_END_ALLOW_THREADS _PyBytes_Resize(&lengths, (Py_ssize_t)(count * sizeof(uint32_t)));
+    Py_BEGIN_ALLOW_THREADS
+        count = cutter_cut(params, data.buf, (size_t)data.len, out);
+    Py_END_ALLOW_THREADS
+    _PyBytes_Resize(&lengths, (Py_ssize_t)(count * sizeof(uint32_t)));
 
 release:
     PyBuffer_Release(&data);
@@ -124,8 +126,10 @@ static PyObject *module_crc32c(PyObject *module, PyObject *args, PyObject *keywo
     (void)module;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "y*|I:crc32c", names, &data, &crc))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS crc = crc32c(crc, data.buf, (size_t)data.len);
-    Py_END_ALLOW_THREADS PyBuffer_Release(&data);
+    Py_BEGIN_ALLOW_THREADS
+        crc = crc32c(crc, data.buf, (size_t)data.len);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
     return PyLong_FromUnsignedLong(crc);
 }
 
@@ -159,7 +163,8 @@ static void close_store(struct store_object *self)
     self->store = NULL;
     if (store == NULL)
         return;
-    Py_BEGIN_ALLOW_THREADS store_close(store);
+    Py_BEGIN_ALLOW_THREADS
+        store_close(store);
     Py_END_ALLOW_THREADS
 }
 
@@ -197,10 +202,10 @@ static int store_init(struct store_object *self, PyObject *args, PyObject *keywo
         .segment_bytes = (uint64_t)segment_bytes,
         .read_only = read_only,
     };
-    Py_BEGIN_ALLOW_THREADS status =
-        store_open(PyBytes_AS_STRING(directory), &options, &evidence, &store);
-    Py_END_ALLOW_THREADS if (status != STATUS_OK)
-    {
+    Py_BEGIN_ALLOW_THREADS
+        status = store_open(PyBytes_AS_STRING(directory), &options, &evidence, &store);
+    Py_END_ALLOW_THREADS
+    if (status != STATUS_OK) {
         raise_status(state_of_store(self), status, &evidence, directory);
         goto fail;
     }
@@ -314,9 +319,10 @@ static PyObject *store_put_method(struct store_object *self, PyObject *args, PyO
         held_release(&held);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS status =
-        store_put(store, held.chunks, (size_t)held.count, level, &evidence, &place);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_put(store, held.chunks, (size_t)held.count, level, &evidence, &place);
+    Py_END_ALLOW_THREADS
+    leave(self);
     held_release(&held);
     if (status != STATUS_OK)
         return raise_status(state_of_store(self), status, &evidence, NULL);
@@ -377,8 +383,10 @@ static enum status get_pieces(struct store_object *self, const struct store_piec
     struct store *store = enter(self);
     if (store == NULL)
         return STATUS_OUTSIDE;
-    Py_BEGIN_ALLOW_THREADS status = store_get(store, pieces, count, cached_only, &evidence, into);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_get(store, pieces, count, cached_only, &evidence, into);
+    Py_END_ALLOW_THREADS
+    leave(self);
     if (status != STATUS_OK && status != STATUS_NOT_CACHED)
         raise_status(state_of_store(self), status, &evidence, NULL);
     return status;
@@ -446,8 +454,10 @@ static PyObject *store_sync_method(struct store_object *self, PyObject *unused)
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status = store_sync(store, &evidence);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_sync(store, &evidence);
+    Py_END_ALLOW_THREADS
+    leave(self);
     if (status != STATUS_OK)
         return raise_status(state_of_store(self), status, &evidence, NULL);
     Py_RETURN_NONE;
@@ -525,8 +535,10 @@ static PyObject *store_blocks_method(struct store_object *self, PyObject *arg)
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status = store_walk(store, segment, collect_block, &list, &evidence);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_walk(store, segment, collect_block, &list, &evidence);
+    Py_END_ALLOW_THREADS
+    leave(self);
     PyObject *result = status == STATUS_OK
                            ? list_of_blocks(&list)
                            : raise_status(state_of_store(self), status, &evidence, NULL);
@@ -546,8 +558,10 @@ static PyObject *store_verify_method(struct store_object *self, PyObject *arg)
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status = store_verify(store, segment, &evidence, &blocks);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_verify(store, segment, &evidence, &blocks);
+    Py_END_ALLOW_THREADS
+    leave(self);
     if (status != STATUS_OK)
         return raise_status(state_of_store(self), status, &evidence, NULL);
     return PyLong_FromUnsignedLongLong(blocks);
@@ -564,8 +578,10 @@ static PyObject *store_segments_method(struct store_object *self, PyObject *unus
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status = store_segments(store, &evidence, &segments, &count);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_segments(store, &evidence, &segments, &count);
+    Py_END_ALLOW_THREADS
+    leave(self);
     if (status != STATUS_OK)
         return raise_status(state_of_store(self), status, &evidence, NULL);
     PyObject *result = PyList_New((Py_ssize_t)count);
@@ -592,8 +608,10 @@ static PyObject *store_remove_method(struct store_object *self, PyObject *arg)
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status = store_remove(store, segment, &evidence);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_remove(store, segment, &evidence);
+    Py_END_ALLOW_THREADS
+    leave(self);
     if (status != STATUS_OK)
         return raise_status(state_of_store(self), status, &evidence, NULL);
     Py_RETURN_NONE;
@@ -609,8 +627,10 @@ static PyObject *store_roll_method(struct store_object *self, PyObject *unused)
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS status = store_roll(store, &evidence, &segment);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        status = store_roll(store, &evidence, &segment);
+    Py_END_ALLOW_THREADS
+    leave(self);
     if (status != STATUS_OK)
         return raise_status(state_of_store(self), status, &evidence, NULL);
     return PyLong_FromUnsignedLongLong(segment);
@@ -622,8 +642,10 @@ static PyObject *store_drop_cache_method(struct store_object *self, PyObject *un
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS store_drop_cache(store);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        store_drop_cache(store);
+    Py_END_ALLOW_THREADS
+    leave(self);
     Py_RETURN_NONE;
 }
 
@@ -635,8 +657,10 @@ static PyObject *store_stats_method(struct store_object *self, PyObject *unused)
     struct store *store = enter(self);
     if (store == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS store_stats(store, &stats);
-    Py_END_ALLOW_THREADS leave(self);
+    Py_BEGIN_ALLOW_THREADS
+        store_stats(store, &stats);
+    Py_END_ALLOW_THREADS
+    leave(self);
     return Py_BuildValue(
         "{sKsKsKsKsKsKsK}", "cache_hits", (unsigned long long)stats.cache_hits, "cache_misses",
         (unsigned long long)stats.cache_misses, "cache_bytes",

@@ -159,6 +159,26 @@ def test_a_removed_segment_is_gone_and_its_number_spent(tmp_path, store):
     with_new_life.close()
 
 
+def test_segment_0_stands_for_zeros(store):
+    segment, offset, _ = store.put([b"data"], 1)
+    pieces = [(0, 0, 0, 3), (segment, offset, 0, 4), (0, 0, 0, 2), (segment, offset, 2, 2)]
+    assert store.get(pieces) == bytes(3) + b"data" + bytes(2) + b"ta"
+    assert store.get([(0, 7, 7, 5)]) == bytes(5)
+
+
+def test_cached_only_reads_nothing(store):
+    first = (*store.put([b"first"], 1)[:2], 0, 5)
+    second = (*store.put([b"second"], 1)[:2], 0, 6)
+    assert store.get([first], cached_only=True) is None
+    assert store.get([first]) == b"first"
+    assert store.get([first], cached_only=True) == b"first"
+    assert store.get([first, second], cached_only=True) is None
+    assert store.get([(0, 0, 0, 2)], cached_only=True) == bytes(2)
+    assert store.stats()["cache_misses"] == 1
+    store.drop_cache()
+    assert store.stats()["cache_bytes"] == 0
+
+
 def test_the_cache_is_counted_and_dropped(store):
     segment, offset, stored_bytes = store.put([text(4000)], 3)
     for _ in range(3):
