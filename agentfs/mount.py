@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,8 +67,13 @@ def _open_volume(config: MountConfig) -> Volume:
         raise
 
 
-def _settle_garbage_collector() -> None:
-    """Spare the collector what lives as long as the process; each request allocates a little."""
+def _tune_interpreter() -> None:
+    """Keep requests from waiting for the garbage collector or for a thread that seals.
+
+    What lives as long as the process need not be looked at again, and a thread gives up
+    the GIL after 0.2 ms instead of 5 ms when the event loop wants it.
+    """
+    sys.setswitchinterval(0.0002)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
@@ -102,7 +108,7 @@ class _Mount:
                 await nursery.start(
                     functools.partial(server.serve, self._config.store, handlers)
                 )
-                _settle_garbage_collector()
+                _tune_interpreter()
                 ready({"mode": MODE})
                 log.info("%s is mounted (%s mode)", self._config.mountpoint, MODE)
                 await pyfuse3.main(max_tasks=_MAX_TASKS)

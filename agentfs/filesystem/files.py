@@ -129,6 +129,8 @@ class Files:
         await self._write_staged(file, staged, data, offset)
         file.touch(time.time_ns())
         self._grow(file, staged, end)
+        if file.may_be_sparse:
+            file.inode.holes = self._staging.hole_bytes(staged)
         return len(data)
 
     async def _write_staged(
@@ -197,6 +199,7 @@ class Files:
         if size > file.inode.size:
             file.may_be_sparse = True
         file.inode.size = size
+        file.inode.holes = self._staging.hole_bytes(staged) if file.may_be_sparse else None
         file.touch(time.time_ns())
 
     def set_staged_times(self, file: LiveFile) -> None:
@@ -204,10 +207,3 @@ class Files:
         if file.staged is not None:
             where = file.staged.path if file.staged.fd is None else file.staged.fd
             os.utime(where, ns=(file.inode.atime_ns, file.inode.mtime_ns))
-
-    def allocated_bytes(self, inode: Inode) -> int:
-        """What st_blocks counts: bytes that are not holes."""
-        file = self._table.live(inode.id)
-        if file is not None and file.staged is not None and file.may_be_sparse:
-            return self._staging.allocated_bytes(file.staged)
-        return inode.size - (inode.holes or 0)

@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 WINDOW_BYTES = 16 << 20
 """Read, cut and hashed at once; files up to this size are sealed together, up to twice it."""
 
-_COMMIT_FILES = 128
-"""Files recorded in one transaction, about 3 ms."""
+_COMMIT_FILES = 32
+"""Files recorded in one transaction, about 1 ms."""
 
 _NO_PROGRESS: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
 

@@ -115,9 +115,11 @@ class Staging:
     def size_of(self, staged: StagedFile) -> int:
         return os.stat(staged.path if staged.fd is None else staged.fd).st_size
 
-    def allocated_bytes(self, staged: StagedFile) -> int:
+    def hole_bytes(self, staged: StagedFile) -> int | None:
+        """Bytes that take no room; None: none."""
         status = os.stat(staged.path if staged.fd is None else staged.fd)
-        return status.st_blocks * SECTOR_BYTES
+        holes = status.st_size - status.st_blocks * SECTOR_BYTES
+        return holes if holes > 0 else None
 
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""

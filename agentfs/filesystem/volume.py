@@ -100,6 +100,7 @@ class Volume:
             file.touch(status.st_mtime_ns)
             inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
             inode.size = status.st_size
+            inode.holes = self.staging.hole_bytes(staged)
             taken += 1
         if taken:
             log.info("took over %d staged files of an earlier daemon", taken)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pyfuse3 import EntryAttributes
 
-from agentfs.filesystem.files import Files
 from agentfs.model import SECTOR_BYTES, Inode
 
 CACHE_S = 86_400.0
@@ -18,7 +17,7 @@ MISSING.st_ino = 0
 MISSING.entry_timeout = CACHE_S
 
 
-def entry_attributes(inode: Inode, files: Files) -> EntryAttributes:
+def entry_attributes(inode: Inode) -> EntryAttributes:
     """The reply that describes *inode*."""
     entry = EntryAttributes()
     entry.st_ino = inode.id
@@ -28,11 +27,10 @@ def entry_attributes(inode: Inode, files: Files) -> EntryAttributes:
     entry.st_nlink = inode.nlink
     entry.st_uid = inode.uid
     entry.st_gid = inode.gid
-    entry.st_size = inode.size
+    entry.st_size = size = inode.size
     entry.st_blksize = _BLOCK_BYTES
-    if inode.is_regular:
-        entry.st_blocks = -(-files.allocated_bytes(inode) // SECTOR_BYTES)
-    elif inode.rdev is not None:
+    entry.st_blocks = -(-(size - (inode.holes or 0)) // SECTOR_BYTES)
+    if inode.rdev is not None:
         entry.st_rdev = inode.rdev
     entry.st_atime_ns = inode.atime_ns
     entry.st_mtime_ns = inode.mtime_ns

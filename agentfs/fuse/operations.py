@@ -40,13 +40,10 @@ class Operations(pyfuse3.Operations):
         self._streams: dict[int, DirectoryStream] = {}
         self._last_handle = 0
 
-    def _entry(self, inode: Inode) -> EntryAttributes:
-        return entry_attributes(inode, self._files)
-
     def _new_entry(self, inode: Inode) -> EntryAttributes:
         """An entry the kernel will count as a lookup."""
         self._table.looked_up(inode.id)
-        return entry_attributes(inode, self._files)
+        return entry_attributes(inode)
 
     # Names
 
@@ -118,7 +115,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def getattr(self, inode_id: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._table.get(inode_id))
+        return entry_attributes(self._table.get(inode_id))
 
     @answers_later
     async def setattr(
@@ -147,7 +144,7 @@ class Operations(pyfuse3.Operations):
         file = self._table.live(inode_id)
         if file is not None:
             self._files.set_staged_times(file)
-        return self._entry(inode)
+        return entry_attributes(inode)
 
     async def _truncate(self, inode: Inode, size: int, ctx: RequestContext) -> None:
         handle = self._files.open(inode, os.O_WRONLY, is_privileged=ctx.uid == 0)
@@ -226,11 +223,12 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def readdir(self, fh: int, position: int, token: ReaddirToken) -> None:
+        reply, looked_up = pyfuse3.readdir_reply, self._table.looked_up
         for after, name, inode in self._streams[fh].entries(position):
-            if not pyfuse3.readdir_reply(token, name, self._entry(inode), after):
+            if not reply(token, name, entry_attributes(inode), after):
                 return
-            if name not in (b".", b".."):
-                self._table.looked_up(inode.id)
+            if after > 2:  # the kernel does not count "." and ".."
+                looked_up(inode.id)
 
     @answers
     def releasedir(self, fh: int) -> None:

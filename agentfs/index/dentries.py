@@ -46,8 +46,8 @@ class Dentries:
     def after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to *limit* entries that sort after *name*, in byte order, with their inodes."""
         rows = self._execute(
-            f"SELECT name, {COLUMNS} FROM dentry JOIN inode ON inode.id = dentry.inode"
+            f"SELECT {COLUMNS}, name FROM dentry JOIN inode ON inode.id = dentry.inode"
             " WHERE dentry.parent = ? AND name > ? ORDER BY name LIMIT ?",
             (parent, name, limit),
         )
-        return [(row[0], Inode(*row[1:])) for row in rows]
+        return [(row[-1], Inode(*row[:-1])) for row in rows]
