@@ -37,7 +37,9 @@ def guarded(run: Callable[[], int], *, as_json: bool) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return run()
+        exit_code = run()
+        sys.stdout.flush()  # here, where a reader that is gone can be handled
+        return exit_code
     except AgentfsError as error:
         return _report(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:

@@ -146,3 +146,22 @@ def test_version_starts_without_anything_heavy(environment: dict[str, str]) -> N
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_setup_names_to_a_user_what_is_missing(tmp_path: Path) -> None:
+    """With nothing but bash on PATH everything is missing, and nothing can be installed."""
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "/bin/false")
+    (tmp_path / "id").write_text("#!/bin/bash\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    done = subprocess.run(
+        [shutil.which("bash") or "bash", ROOT / "scripts/setup", "test"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    _, line = done.stderr.splitlines()
+    assert line.startswith("  apt-get install ")
+    assert {"fuse3", "gcc", "libzstd-dev", "python3-venv"} <= set(line.split())
