@@ -3,7 +3,9 @@
 What an honest pyfuse3 daemon can reach at best, so that agentfs is judged by what it adds:
 
 - attributes are kept as ready `EntryAttributes`, open files as ready `FileInfo`;
-- a handler is one or two dictionary look-ups and never suspends, so one task serves all;
+- a handler is one or two dictionary look-ups and never suspends, so one task serves all, without
+  pyfuse3's lock between tasks, and polls for the next request before it turns to trio
+  (`--stock-loop` leaves both as pyfuse3 ships them);
 - entries and attributes stay valid for a day: this daemon is the only writer;
 - a missing name is a negative entry (inode 0), not an exception;
 - FLUSH, ACCESS and GETXATTR are left to pyfuse3's defaults: ENOSYS, the kernel asks once;
@@ -22,10 +24,12 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import stat
 import sys
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pyfuse3
 import trio
@@ -46,6 +50,47 @@ from pyfuse3 import (
 
 TIMEOUT_SECONDS = 86400.0
 BLOCK_BYTES = 4096
+
+
+class Waiting:
+    """Lock and `wait_readable` for a single task; `pyfuse3.trio` is where pyfuse3 finds them."""
+
+    TURN_AFTER = 64  # requests in a row before trio gets its turn, for signals
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._registered = False
+        self._in_a_row = 0
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def wait_readable(self, descriptor: int) -> None:
+        if not self._registered:
+            self._poll.register(descriptor, select.POLLIN)
+            self._registered = True
+        self._in_a_row += 1
+        if self._in_a_row < self.TURN_AFTER and self._poll.poll(0):
+            return
+        self._in_a_row = 0
+        await trio.lowlevel.wait_readable(descriptor)
+
+    def install(self) -> None:
+        """Before pyfuse3.init, and only for one task."""
+        pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
+            ClosedResourceError=trio.ClosedResourceError,
+            Lock=lambda: self,
+            open_nursery=trio.open_nursery,
+            lowlevel=SimpleNamespace(
+                current_task=trio.lowlevel.current_task,
+                current_trio_token=trio.lowlevel.current_trio_token,
+                notify_closing=trio.lowlevel.notify_closing,
+                wait_readable=self.wait_readable,
+            ),
+        )
 
 
 class Node:
@@ -306,13 +351,17 @@ def main() -> int:
     """Mount, serve until unmounted, leave."""
     parser = argparse.ArgumentParser(prog="python -m bench.bare", description=__doc__)
     parser.add_argument("mountpoint")
-    parser.add_argument("--tasks", type=int, default=1, help="pyfuse3 worker tasks (default 1)")
+    parser.add_argument(
+        "--stock-loop", action="store_true", help="wait for requests as pyfuse3 ships it"
+    )
     arguments = parser.parse_args()
     gc.disable()
+    if not arguments.stock_loop:
+        Waiting().install()
     options = set(pyfuse3.default_options) | {"fsname=bare", "default_permissions"}
     pyfuse3.init(Bare(), arguments.mountpoint, options)
     try:
-        trio.run(pyfuse3.main, arguments.tasks, arguments.tasks)
+        trio.run(pyfuse3.main, 1, 1)
     finally:
         with contextlib.suppress(RuntimeError):
             pyfuse3.close(unmount=True)

@@ -240,11 +240,12 @@ class Bare(Target):
 
     name = "bare"
     fuse = True
+    options: tuple[str, ...] = ()
 
     def mount(self) -> None:
         self._log = (self.base / "log").open("w")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.bare", str(self.root)],
+            [sys.executable, "-m", "bench.bare", *self.options, str(self.root)],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -273,6 +274,13 @@ class Bare(Target):
         if hasattr(self, "_process") and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+
+class BareStock(Bare):
+    """The same with pyfuse3's own loop: what pyfuse3 gives as shipped."""
+
+    name = "bare-stock"
+    options = ("--stock-loop",)
 
 
 def directory_bytes(directory: Path) -> dict[str, int]:
@@ -410,7 +418,7 @@ class S3ql(Target):
 
 
 ALL: dict[str, type[Target]] = {
-    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, Agentfs, S3ql)
+    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BareStock, Agentfs, S3ql)
 }
 
 
