@@ -38,6 +38,7 @@ Handler = Callable[[dict[str, Any], ProgressFn], Awaitable[dict[str, Any]]]
 MAX_CLIENTS = 32
 IDLE_S = 30.0  # a client that sends no request for this long is hung up on
 SEND_S = 10.0  # a client that does not read for this long is hung up on
+LINGER_S = 2.0  # a client has this long to take in why it is hung up on
 PROGRESS_EVERY_S = 0.1
 
 
@@ -116,14 +117,14 @@ class _Connection:
                     try:
                         request = protocol.decode(await self._read_line())
                     except protocol.MalformedLine as error:
-                        await self._send(_failure(UsageError(f"bad request: {error}")))
+                        await self._send_last(_failure(UsageError(f"bad request: {error}")))
                         return
                     await self._answer(request)
 
     async def refuse(self, why: str) -> None:
         with contextlib.suppress(_HungUp):
             async with self._stream:
-                await self._send(_failure(AgentfsError(why)))
+                await self._send_last(_failure(AgentfsError(why)))
 
     async def _read_line(self) -> bytes:
         """Return the next line; raises MalformedLine if it is too long."""
@@ -180,6 +181,18 @@ class _Connection:
             with trio.CancelScope(shield=True), contextlib.suppress(_HungUp):
                 await self._send(reply)
             nursery.cancel_scope.cancel()
+
+    async def _send_last(self, message: dict[str, Any]) -> None:
+        """Send, and wait until the client has hung up.
+
+        Closing a socket with unread bytes in it resets the connection, and the client
+        would get the reset and not the message.
+        """
+        await self._send(message)
+        with trio.move_on_after(LINGER_S), contextlib.suppress(trio.BrokenResourceError):
+            await self._stream.send_eof()
+            while await self._stream.receive_some(protocol.MAX_LINE_BYTES):
+                pass
 
     async def _send(self, message: dict[str, Any]) -> None:
         line = protocol.encode(message)
