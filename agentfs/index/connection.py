@@ -10,8 +10,12 @@ process; `wal_descriptor` lets the caller make it survive the machine's.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from sqlite_utils import Database
@@ -61,53 +65,93 @@ class IndexConnection:
         self.read_only = read_only
         if read_only and not self.path.exists():
             raise StoreUnusable(f"{store} is not an agentfs store: it has no {INDEX_NAME}")
-        self.connection = self._open()
+        self._copy: TemporaryDirectory[str] | None = None
+        self.connection = self._look() if read_only else self._open()
         self.execute = self.connection.execute
         self.executemany = self.connection.executemany
         self.transaction = _Transaction(self.connection)
         self._wal: int | None = None
 
     def _open(self) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?mode={self._open_mode()}"
-        connection = sqlite3.connect(
-            uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
-        try:
-            self._configure(connection)
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise StoreDamaged(
-                f"{self.path} cannot be read ({error}); restore it from a backup"
-            ) from error
-        except BaseException:
-            connection.close()
-            raise
+        if self.path.exists():
+            self._look_first()
+        connection = self._connect(self.path, "rwc")
+        with self._blamed(connection):
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # first: no -shm then
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute(f"PRAGMA page_size = {schema.PAGE_BYTES}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+            schema.migrations.apply(Database(connection, execute_plugins=False))
         return connection
 
-    def _open_mode(self) -> str:
-        if not self.read_only:
-            return "rwc"
+    def _look_first(self) -> None:
+        """Refuse a stranger's database before SQLite writes anything, as it does when it opens one.
+
+        Reading beside a WAL makes SQLite leave an -shm file, which nothing needs.
+        """
+        shared = self.path.with_name(f"{INDEX_NAME}-shm")
+        had_shared = shared.exists()
+        connection = self._connect(self.path, self._mode_to_look())
+        try:
+            with self._blamed(connection):
+                self._refuse_strangers(connection)
+        finally:
+            connection.close()
+            if not had_shared:
+                shared.unlink(missing_ok=True)
+
+    def _look(self) -> sqlite3.Connection:
+        """A connection that writes nothing in the store: with a WAL to replay, to a copy."""
+        path, mode = self.path, self._mode_to_look()
+        if mode == "ro":
+            self._copy = TemporaryDirectory(prefix="agentfs-")
+            for name in (INDEX_NAME, f"{INDEX_NAME}-wal"):
+                shutil.copyfile(self.path.with_name(name), Path(self._copy.name, name))
+            path = Path(self._copy.name, INDEX_NAME)
+        connection = self._connect(path, mode)
+        with self._blamed(connection):
+            self._refuse_strangers(connection)
+        return connection
+
+    def _mode_to_look(self) -> str:
         wal = self.path.with_name(f"{INDEX_NAME}-wal")
         # Without a WAL to replay, nothing need be written beside the database to read it.
         return "ro" if wal.exists() and wal.stat().st_size else "ro&immutable=1"
 
-    def _configure(self, connection: sqlite3.Connection) -> None:
-        if not self.read_only:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        connection.execute("PRAGMA temp_store = MEMORY")
-        database = Database(connection, execute_plugins=False)
-        self._refuse_strangers(database)
-        if self.read_only:
-            return
-        connection.execute(f"PRAGMA page_size = {schema.PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-        schema.migrations.apply(database)
+    def _connect(self, path: Path, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
 
-    def _refuse_strangers(self, database: Database) -> None:
+    @contextmanager
+    def _blamed(self, connection: sqlite3.Connection) -> Iterator[None]:
+        """Close the connection when the block fails, and say what is wrong with the store."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            self._abandon(connection)
+            raise StoreDamaged(
+                f"{self.path} cannot be read ({error}); restore it from a backup"
+            ) from error
+        except BaseException:
+            self._abandon(connection)
+            raise
+
+    def _abandon(self, connection: sqlite3.Connection) -> None:
+        connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    def _refuse_strangers(self, connection: sqlite3.Connection) -> None:
+        database = Database(connection, execute_plugins=False)
         tables = database.table_names()
         if not tables:
             return
@@ -173,7 +217,7 @@ class IndexConnection:
         """Checkpoint and close. Idempotent."""
         if not self.read_only:
             self.checkpoint()
-        self.connection.close()
+        self._abandon(self.connection)
         if self._wal is not None:
             os.close(self._wal)
             self._wal = None
