@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ def run(*command: str | Path, seconds: float = STEP_SECONDS, **keywords: Any) ->
         **keywords,
     )
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-2000:]
+        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise RuntimeError(f"{command[0]} gave {done.returncode}: {said}")
     return str(done.stdout)
 
@@ -407,6 +408,22 @@ class S3ql(Target):
 
     def backing(self) -> list[Path]:
         return [self.store, self.base / "cache"]
+
+    def daemon_pid(self) -> int | None:
+        """It says nowhere; its command line has our directory."""
+        own = os.fsencode(self.base)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes()
+                if b"mount.s3ql" in words and own in words:
+                    return int(process.name)
+        return None
+
+    def stop(self) -> None:
+        """A daemon that hung outlives even its aborted connection."""
+        if pid := self.daemon_pid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def remount_cold(self) -> None:
         """Also without its local cache of blocks; the metadata database stays, as s3ql keeps it."""
