@@ -186,9 +186,8 @@ def mount_store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Moun
 
     Stores of different names are different; each is unmounted after the test.
     """
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("this machine has no /dev/fuse")
-    pytest.importorskip("agentfs.mount", reason="the daemon cannot be imported here")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("there is no /dev/fuse that this user may open")
     marker = request.node.get_closest_marker("timeout")
     limit_s = float(marker.args[0]) if marker and marker.args else TEST_LIMIT_S
     made: list[Mounted] = []

@@ -26,8 +26,8 @@ from agentfs.errors import (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = pytest.mark.skipif(
-    not os.path.exists("/dev/fuse") or os.geteuid() != 0,
-    reason="the checks before a mount want /dev/fuse and a right to mount",
+    not os.access("/dev/fuse", os.R_OK | os.W_OK),
+    reason="the checks before a mount want a /dev/fuse that this user may open",
 )
 
 
