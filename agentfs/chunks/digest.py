@@ -1,9 +1,10 @@
 """Names of bytes: BLAKE3 of a chunk, and of a whole content.
 
 A content without holes is named by the BLAKE3 of its bytes, as b3sum prints it.
-One with holes is named by BLAKE3 in key derivation mode over its data and, for
-each hole, its place and length: hashing the zeros of a terabyte hole would take
-minutes. Two files that differ only in what is a hole share chunks, not a name.
+One with holes is named by BLAKE3 in key derivation mode over its data, then for
+each hole its place and length, then the number of holes: hashing the zeros of a
+terabyte hole would take minutes. Holes come last and counted, so that no data
+can pass for a hole. Two files that differ only in what is a hole share chunks, not a name.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ _SPARSE_CONTEXT = "agentfs 2026-11-21 content with holes"
 Bytes = bytes | bytearray | memoryview
 
 _HOLE = struct.Struct("<QQ")
+_COUNT = struct.Struct("<Q")
 
 
 class ContentHasher:
     """Names a content from its parts, given in order."""
 
-    __slots__ = ("_hasher",)
+    __slots__ = ("_hasher", "_holes", "_is_sparse")
 
     def __init__(self, *, sparse: bool) -> None:
         """:param sparse: whether it has any hole"""
+        self._is_sparse = sparse
+        self._holes = bytearray()
         if sparse:
             self._hasher = blake3(derive_key_context=_SPARSE_CONTEXT, max_threads=blake3.AUTO)
         else:
@@ -37,9 +41,12 @@ class ContentHasher:
 
     def hole(self, offset: int, length: int) -> None:
         """A hole of *length* bytes at *offset*."""
-        self._hasher.update(_HOLE.pack(offset, length))
+        self._holes += _HOLE.pack(offset, length)
 
     def digest(self) -> bytes:
+        """Once, when all parts have been given."""
+        if self._is_sparse:
+            self._hasher.update(self._holes + _COUNT.pack(len(self._holes) // _HOLE.size))
         return self._hasher.digest()
 
 

@@ -18,6 +18,7 @@ from itertools import accumulate
 HOLE = 0
 HOLE_GIB = 1
 _GIB = 1 << 30
+_NUMBER_MAX = (1 << 32) - 1
 
 
 def encode(parts: Iterable[tuple[int | None, int]]) -> bytes:
@@ -29,8 +30,10 @@ def encode(parts: Iterable[tuple[int | None, int]]) -> bytes:
             numbers.append(length)
             continue
         gibs, rest = divmod(length, _GIB)
-        if gibs:
-            numbers.extend((HOLE_GIB, gibs))
+        while gibs:  # once, unless the hole is larger than 4 EiB
+            taken = min(gibs, _NUMBER_MAX)
+            numbers.extend((HOLE_GIB, taken))
+            gibs -= taken
         if rest:
             numbers.extend((HOLE, rest))
     if sys.byteorder == "big":
