@@ -228,15 +228,8 @@ class Sealer:
             except FileNotFoundError:
                 continue  # unlinked meanwhile
             try:
-                snapshot.size = os.fstat(fd).st_size
-                extents = _extents(fd)
-                snapshot.holes = snapshot.size - sum(end - start for start, end in extents)
-                if snapshot.size > WINDOW_BYTES:
-                    self._store_large(snapshot, fd, extents, packer)
-                else:
-                    data = memoryview(os.pread(fd, snapshot.size, 0))
-                    snapshot.size = min(snapshot.size, len(data))
-                    small.append((snapshot, data, extents))
+                while not self._take(snapshot, fd, small, packer):
+                    pass  # it was cut short in the middle: what was read never existed
             finally:
                 os.close(fd)
         self._store_small(small, packer)
@@ -244,6 +237,25 @@ class Sealer:
         if blocks:
             self._store.sync()
         return blocks
+
+    def _take(
+        self,
+        snapshot: _Snapshot,
+        fd: int,
+        small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]],
+        packer: _Packer,
+    ) -> bool:
+        """Read a file, and store it if it is large; False when there was less than its size said."""
+        snapshot.parts = []
+        snapshot.size = os.fstat(fd).st_size
+        extents = _extents(fd, snapshot.size)
+        snapshot.holes = snapshot.size - sum(end - start for start, end in extents)
+        if snapshot.size > WINDOW_BYTES:
+            return self._store_large(snapshot, fd, extents, packer)
+        data = memoryview(os.pread(fd, snapshot.size, 0))
+        if len(data) == snapshot.size:
+            small.append((snapshot, data, extents))
+        return len(data) == snapshot.size
 
     def _store_small(
         self,
@@ -275,7 +287,7 @@ class Sealer:
 
     def _store_large(
         self, snapshot: _Snapshot, fd: int, extents: list[tuple[int, int]], packer: _Packer
-    ) -> None:
+    ) -> bool:
         params = params_for_size(snapshot.size)
         hasher = ContentHasher(sparse=bool(snapshot.holes))
         position = 0
@@ -287,8 +299,7 @@ class Sealer:
             while position < end:
                 window = memoryview(os.pread(fd, min(WINDOW_BYTES, end - position), position))
                 if not window:
-                    snapshot.size = position  # truncated meanwhile
-                    break
+                    return False
                 chunks = list(_chunks(window, params))
                 if position + len(window) < end and len(chunks) > 1:
                     chunks.pop()  # its end is the window's, not a cut
@@ -301,6 +312,7 @@ class Sealer:
             hasher.hole(position, snapshot.size - position)
             snapshot.parts.append((None, snapshot.size - position))
         snapshot.digest = hasher.digest()
+        return True
 
     def _pack_unknown(self, chunks: list[tuple[bytes, memoryview]], packer: _Packer) -> None:
         digests = {digest for digest, _ in chunks}
@@ -390,12 +402,11 @@ def _batches(files: Sequence[LiveFile]) -> Iterator[list[LiveFile]]:
         yield batch
 
 
-def _extents(fd: int) -> list[tuple[int, int]]:
+def _extents(fd: int, size: int) -> list[tuple[int, int]]:
     """(start, end) of a file's data, in order; one for all of it when it has no holes."""
-    status = os.fstat(fd)
-    if status.st_blocks * SECTOR_BYTES >= status.st_size:
-        return [(0, status.st_size)] if status.st_size else []
-    return list(data_extents(fd, status.st_size))
+    if os.fstat(fd).st_blocks * SECTOR_BYTES >= size:
+        return [(0, size)] if size else []
+    return list(data_extents(fd, size))
 
 
 def _parts(data: memoryview, extents: list[tuple[int, int]]) -> Iterator[memoryview | int]:
