@@ -134,7 +134,7 @@ def test_a_store_whose_newer_daemon_was_killed_is_refused_and_unchanged(tmp_path
     in_a_process_that_is_killed(
         "db = sqlite3.connect(store / 'index.db', isolation_level=None)\n"
         "db.execute('PRAGMA locking_mode = EXCLUSIVE')\n"
-        "db.execute(\"INSERT INTO _sqlite_migrations (migration_set, name, applied_at)\"\n"
+        'db.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"\n'
         "    \" VALUES ('agentfs', 'ninety_ninth', '2031-01-01')\")",
         tmp_path,
     )

@@ -1,0 +1,111 @@
+"""A disk that forgets what was not synced, or fails to sync, as LevelDB's fault injection does.
+
+`DiskStore` stands between a volume and its chunk store, `watch` between it and its index. Both
+keep in *durable* a copy of what a power cut would leave at this moment, in the worst case.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentfs.chunks import Store
+from agentfs.index import Index
+
+
+class Disk:
+    """What of a store is durable, and whether syncing works."""
+
+    def __init__(self, store: Path, durable: Path) -> None:
+        self.store = store
+        self.durable = durable
+        self.fails = False
+        self.segment_syncs = 0
+        self.index_syncs = 0
+        self.before_sync: Callable[[], None] = lambda: None
+        """Called first in each sync of the segments, in the thread that syncs."""
+        (durable / "segments").mkdir(parents=True)
+
+    def check(self) -> None:
+        if self.fails:
+            raise OSError(errno.EIO, "the disk failed")
+
+    def keep(self, name: str, size: int) -> None:
+        """The first *size* bytes of a file survive."""
+        with open(self.store / name, "rb") as source, open(self.durable / name, "wb") as target:
+            target.write(source.read(size))
+
+    def sizes(self, pattern: str) -> dict[str, int]:
+        return {
+            str(path.relative_to(self.store)): path.stat().st_size
+            for path in self.store.glob(pattern)
+        }
+
+    def cut_power(self, tmpfs: Path, *, wal_reached_the_disk: bool = False) -> None:
+        """Leave of the store what was durable, and nothing on tmpfs. No volume may be open.
+
+        :param wal_reached_the_disk: as when the kernel happened to write it back unasked
+        """
+        kept = ("index.db", "index.db-wal") if wal_reached_the_disk else ()
+        for name in kept:
+            if (self.store / name).exists():
+                shutil.copyfile(self.store / name, self.durable / name)
+        for path in (self.store / "index.db", self.store / "index.db-wal"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.store / "segments")
+        shutil.copytree(self.durable, self.store, dirs_exist_ok=True)
+        for folder in tmpfs.iterdir():
+            shutil.rmtree(folder)
+
+
+class DiskStore:
+    """A chunk store on a `Disk`."""
+
+    disk: Disk
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self._store = Store(directory, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def sync(self) -> None:
+        sizes = self.disk.sizes("segments/*")
+        self.disk.before_sync()
+        self.disk.check()
+        self._store.sync()
+        self.disk.segment_syncs += 1
+        for name, size in sizes.items():
+            self.disk.keep(name, size)
+
+    def remove(self, segment: int) -> None:
+        """The worst case: gone from the disk at once."""
+        before = set(self.disk.sizes("segments/*"))
+        self._store.remove(segment)
+        for name in before - set(self.disk.sizes("segments/*")):
+            (self.disk.durable / name).unlink(missing_ok=True)
+
+
+def watch(index: Index, disk: Disk) -> None:
+    """Put *index* on *disk*. Its checkpoints are durable, its commits only when synced."""
+    sync_wal, checkpoint = index.sync_wal, index.checkpoint
+
+    def watched_sync() -> None:
+        sizes = disk.sizes("index.db-wal")
+        disk.check()
+        sync_wal()
+        disk.index_syncs += 1
+        for name, size in sizes.items():
+            disk.keep(name, size)
+
+    def watched_checkpoint() -> None:
+        disk.check()
+        checkpoint()
+        disk.keep("index.db", (disk.store / "index.db").stat().st_size)
+        disk.keep("index.db-wal", 0)
+
+    index.sync_wal = watched_sync  # type: ignore[method-assign]
+    index.checkpoint = watched_checkpoint  # type: ignore[method-assign]

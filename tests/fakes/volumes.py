@@ -1,0 +1,281 @@
+"""A Volume driven as the kernel drives it, without a kernel: by paths, with lookups and handles.
+
+`Shell` keeps the kernel's side of the contract: every handle is opened and released, permission
+is not checked, and a name is looked up before it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from agentfs.chunks.recipe import Recipe
+from agentfs.config import Hot, Profile, Seal, Store
+from agentfs.filesystem.files import Handle
+from agentfs.filesystem.livefile import LiveFile
+from agentfs.filesystem.namespace import AttributeChange, Caller, DirectoryStream
+from agentfs.filesystem.volume import Volume
+from agentfs.model import ROOT_INODE, Inode
+
+KIB = 1024
+MIB = 1024 * KIB
+
+ROOT = Caller(0, 0)
+AGENT = Caller(1000, 1000)
+
+NEVER_S = 86_400.0
+
+
+def profile(
+    *, budget_bytes: int = 1 << 30, rest_s: float = NEVER_S, block_bytes: int = MIB
+) -> Profile:
+    """By default nothing is sealed unless a test asks for it."""
+    return Profile(
+        "test",
+        seal=Seal(rest_s=rest_s, open_rest_s=rest_s),
+        store=Store(block_bytes=block_bytes, level=1),
+        hot=Hot(bytes=budget_bytes),
+    )
+
+
+def quiet(done: int, total: int) -> None:
+    """Progress nobody looks at."""
+
+
+@dataclass
+class Shell:
+    """Operations by path on an open volume."""
+
+    volume: Volume
+    caller: Caller = ROOT
+
+    def inode(self, path: str) -> Inode:
+        """What *path* means; symbolic links are not followed."""
+        inode = self.volume.table.get(ROOT_INODE)
+        for name in os.fsencode(path).split(b"/"):
+            if name:
+                found = self.volume.namespace.lookup(inode.id, name)
+                if found is None:
+                    raise FileNotFoundError(path)
+                inode = found
+        return inode
+
+    def place(self, path: str) -> tuple[int, bytes]:
+        """(directory's inode, last name)."""
+        above, _, name = path.rpartition("/")
+        return self.inode(above).id, os.fsencode(name)
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.inode(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def mkdir(self, path: str, mode: int = 0o755) -> Inode:
+        parent, name = self.place(path)
+        return self.volume.namespace.create(parent, name, stat.S_IFDIR | mode, self.caller)
+
+    def mknod(self, path: str, mode: int, rdev: int | None = None) -> Inode:
+        parent, name = self.place(path)
+        return self.volume.namespace.create(parent, name, mode, self.caller, rdev=rdev)
+
+    def symlink(self, target: bytes, path: str) -> Inode:
+        parent, name = self.place(path)
+        mode = stat.S_IFLNK | 0o777
+        return self.volume.namespace.create(parent, name, mode, self.caller, target=target)
+
+    def link(self, old: str, new: str) -> Inode:
+        return self.volume.namespace.link(self.inode(old).id, *self.place(new))
+
+    def unlink(self, path: str) -> None:
+        self.volume.namespace.unlink(*self.place(path))
+
+    def rmdir(self, path: str) -> None:
+        self.volume.namespace.rmdir(*self.place(path))
+
+    def rename(self, old: str, new: str, flags: int = 0) -> None:
+        self.volume.namespace.rename(*self.place(old), *self.place(new), flags)
+
+    def change(self, path: str, **fields: int) -> None:
+        self.volume.namespace.change_attributes(self.inode(path), AttributeChange(**fields))
+        file = self.volume.table.live(self.inode(path).id)
+        if file is not None:
+            self.volume.files.set_staged_times(file)
+
+    def names(self, path: str = "") -> list[bytes]:
+        stream = DirectoryStream(self.volume.namespace, self.inode(path).id)
+        return [name for _, name, _ in stream.entries(0)][2:]
+
+    # Bytes
+
+    def open(self, path: str, flags: int = os.O_RDWR) -> Handle:
+        """An open file; made when *flags* have O_CREAT."""
+        if flags & os.O_CREAT and not self.exists(path):
+            self.mknod(path, stat.S_IFREG | 0o644)
+        handle = self.volume.files.open(
+            self.inode(path), flags & ~os.O_CREAT, is_privileged=self.caller.uid == 0
+        )
+        handle.file.name = self.place(path)
+        return handle
+
+    def close(self, handle: Handle) -> None:
+        self.volume.files.release(handle)
+
+    async def write(self, path: str, data: bytes, offset: int = 0) -> None:
+        """Open, made if need be; write; close."""
+        handle = self.open(path, os.O_WRONLY | os.O_CREAT)
+        try:
+            assert await self.volume.files.write(handle, offset, data) == len(data)
+        finally:
+            self.close(handle)
+
+    async def replace(self, path: str, data: bytes) -> None:
+        """Write all of a file beside it, and rename it over."""
+        await self.write(f"{path}.new", data)
+        self.rename(f"{path}.new", path)
+
+    async def append(self, path: str, data: bytes) -> None:
+        size = self.inode(path).size if self.exists(path) else 0
+        await self.write(path, data, size)
+
+    async def truncate(self, path: str, size: int) -> None:
+        handle = self.open(path, os.O_WRONLY)
+        try:
+            await self.volume.files.truncate(handle.file, size, is_privileged=True)
+        finally:
+            self.close(handle)
+
+    async def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
+        handle = self.open(path, os.O_RDONLY)
+        try:
+            size = handle.file.inode.size if size is None else size
+            return await self.volume.files.read(handle, offset, size)
+        finally:
+            self.close(handle)
+
+    # Beside requests
+
+    def file(self, path: str) -> LiveFile:
+        """The live file of *path*, which must be open or staged."""
+        file = self.volume.table.live(self.inode(path).id)
+        assert file is not None, f"{path} is neither open nor staged"
+        return file
+
+    def is_staged(self, path: str) -> bool:
+        file = self.volume.table.live(self.inode(path).id)
+        return file is not None and file.staged is not None
+
+    def recipe(self, path: str) -> list[tuple[int | None, int]]:
+        """(chunk or None, length) of the sealed content of *path*."""
+        content = self.inode(path).content
+        assert content is not None, f"{path} was never sealed"
+        recipe = Recipe(*self.volume.index.contents.get(content))
+        return [(chunk, length) for chunk, _, length in recipe.parts()]
+
+    async def seal(self, *paths: str) -> None:
+        files = [self.file(path) for path in paths]
+        await self.volume.sealer.seal(files, wait=True)
+
+    async def sync(self) -> int:
+        return await self.volume.sync(quiet)
+
+    async def fsync(self, path: str) -> None:
+        """Needs `Sealer.serve_fsync` to run; see `running`."""
+        handle = self.open(path, os.O_RDONLY)
+        try:
+            await self.volume.sealer.fsync(handle.file)
+        finally:
+            self.close(handle)
+
+    async def collect(self) -> dict[str, int]:
+        return await self.volume.collect(quiet)
+
+    def segment_bytes(self) -> int:
+        return sum(file.stat().st_size for file in (self.volume.path / "segments").iterdir())
+
+
+@asynccontextmanager
+async def running(volume: Volume) -> AsyncIterator[Volume]:
+    """Serve *volume* as a mount does while the block runs."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(volume.run)
+        yield volume
+        nursery.cancel_scope.cancel()
+
+
+class Machine:
+    """Where stores live: a disk and a tmpfs, both below one directory, and volumes on them."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = path / "store"
+        self.tmpfs = path / "tmpfs"
+        self.store.mkdir()
+        self.tmpfs.mkdir()
+        self.volume: Volume | None = None
+
+    def open(self, settings: Profile | None = None) -> Shell:
+        assert self.volume is None, "close the one that is open"
+        self.volume = Volume(self.store, settings or profile())
+        return Shell(self.volume)
+
+    def close(self) -> None:
+        """As a mount ends that could not seal: what is staged stays so."""
+        if self.volume is not None:
+            self.volume.close()
+            self.volume = None
+
+    async def unmount(self) -> None:
+        """As a mount ends."""
+        assert self.volume is not None
+        await self.volume.seal_for_close()
+        self.close()
+
+    def kill(self) -> None:
+        """As SIGKILL ends a mount: what was written stays, no code runs any more.
+
+        SQLite would tidy up if this process closed the index, and lock us out if it did not. So
+        both trees are copied as they are, the volume closed, and the copies put back.
+        """
+        assert self.volume is not None
+        trees = (self.store, self.tmpfs)
+        for tree in trees:
+            copy_tree(tree, saved(tree))
+        self.close()
+        for tree in trees:
+            put_back(tree)
+
+    def staged_names(self) -> list[str]:
+        """Staged files on tmpfs and on disk."""
+        fast = [file.name for folder in self.tmpfs.iterdir() for file in folder.iterdir()]
+        return sorted(fast + [file.name for file in (self.store / "staging").iterdir()])
+
+
+def saved(tree: Path) -> Path:
+    """Where `Machine.kill` keeps a copy of *tree* meanwhile."""
+    return tree.with_name(f"{tree.name}.saved")
+
+
+def put_back(tree: Path) -> None:
+    """Give *tree*, which stays the same directory, what was saved of it."""
+    for entry in tree.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    for entry in saved(tree).iterdir():
+        entry.rename(tree / entry.name)
+    saved(tree).rmdir()
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Holes stay holes, times stay times."""
+    subprocess.run(["cp", "-a", "--sparse=auto", f"{source}", f"{target}"], check=True)
