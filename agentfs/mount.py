@@ -121,7 +121,7 @@ class _Mount:
 
     def _mount(self) -> None:
         options = set(pyfuse3.default_options)
-        options |= {f"fsname={self._config.store}", "subtype=agentfs"}
+        options |= {_MountOption(f"fsname={_escaped(self._config.store)}"), "subtype=agentfs"}
         if self._config.allow_other:
             options.add("allow_other")
         loop.enable()
@@ -190,3 +190,15 @@ def _unmount(mountpoint: Path) -> None:
 def _rss_bytes() -> int:
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _MountOption(str):
+    """pyfuse3 encodes options as ASCII; a path is bytes."""
+
+    def encode(self, *_: object) -> bytes:
+        return os.fsencode(str(self))
+
+
+def _escaped(path: Path) -> str:
+    """Protect a path from libfuse, which splits options at commas and unescapes backslashes."""
+    return str(path).replace("\\", "\\\\").replace(",", "\\,")

@@ -17,6 +17,8 @@ from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
 from agentfs.model import Inode
 
+_DIRECTORIES_KEPT = 4096
+
 _REAP_AT = 256
 """Unlinked inodes are removed this many at a time: one transaction instead of one each."""
 
@@ -79,6 +81,8 @@ class InodeTable:
         self._index = index
         self._staging = staging
         self._live: dict[int, LiveFile] = {}
+        self._directories: dict[int, Inode] = {}
+        """Recently used ones: the kernel asks for a directory after each change in it."""
         self._lookups: dict[int, int] = {}
         self._unlinked: set[int] = set()
         """Known to the kernel or open, without a name."""
@@ -91,15 +95,27 @@ class InodeTable:
         live = self._live.get(inode_id)
         if live is not None:
             return live.inode
+        directory = self._directories.get(inode_id)
+        if directory is not None:
+            return directory
         inode = self._index.inodes.get(inode_id) or self._ghosts.get(inode_id)
         if inode is None:
             raise OSError(errno.ESTALE, "inode is gone", inode_id)
+        if inode.is_directory:
+            self._remember(inode)
         return inode
+
+    def _remember(self, directory: Inode) -> None:
+        if len(self._directories) >= _DIRECTORIES_KEPT:
+            del self._directories[next(iter(self._directories))]
+        self._directories[directory.id] = directory
 
     def current(self, inode: Inode) -> Inode:
         """The live copy of an inode just read from its row, or the row."""
         live = self._live.get(inode.id)
-        return live.inode if live is not None else inode
+        if live is not None:
+            return live.inode
+        return self._directories.get(inode.id, inode)
 
     def is_open(self, inode_id: int) -> bool:
         live = self._live.get(inode_id)
@@ -168,6 +184,7 @@ class InodeTable:
             if live.staged is not None:
                 self._staging.discard(live.staged)
                 live.staged = None
+        self._directories.pop(inode_id, None)
         if self._ghosts.pop(inode_id, None) is not None:
             return
         self._reapable.append(inode_id)

@@ -102,34 +102,39 @@ class Namespace:
             raise OSError(errno.ENAMETOOLONG, "name too long")
         now = time.time_ns()
         is_directory = stat.S_ISDIR(mode)
-        with self._index.transaction:
-            directory = self._inodes.touch_directory(
-                parent, now, subdirectories=1 if is_directory else 0
-            )
-            if directory is None:
-                raise OSError(errno.ENOENT, "directory is gone")
-            directory_mode, gid = directory
-            if not directory_mode & stat.S_ISGID:
-                gid = caller.gid
-            elif is_directory:
+        directory = self._table.get(parent)
+        if directory.nlink == 0:
+            raise OSError(errno.ENOENT, "directory is gone")
+        gid = caller.gid
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            if is_directory:
                 mode |= stat.S_ISGID
-            inode = Inode(
-                id=self._inodes.allocate(),
-                mode=mode,
-                uid=caller.uid,
-                gid=gid,
-                nlink=2 if is_directory else 1,
-                size=len(target) if target is not None else 0,
-                atime_ns=now,
-                mtime_ns=now,
-                ctime_ns=now,
-                rdev=rdev,
-                target=target,
-                parent=parent if is_directory else None,
-            )
+        inode = Inode(
+            id=self._inodes.allocate(),
+            mode=mode,
+            uid=caller.uid,
+            gid=gid,
+            nlink=2 if is_directory else 1,
+            size=len(target) if target is not None else 0,
+            atime_ns=now,
+            mtime_ns=now,
+            ctime_ns=now,
+            rdev=rdev,
+            target=target,
+            parent=parent if is_directory else None,
+        )
+        with self._index.transaction:
             self._dentries.insert(parent, name, inode.id)
             self._inodes.insert(inode)
+            self._touch(directory, now, subdirectories=int(is_directory))
         return inode
+
+    def _touch(self, directory: Inode, now_ns: int, *, subdirectories: int = 0) -> None:
+        """Stamp a directory whose entries change. Last in a transaction: it cannot fail."""
+        self._inodes.touch_directory(directory.id, now_ns, subdirectories)
+        directory.mtime_ns = directory.ctime_ns = now_ns
+        directory.nlink += subdirectories
 
     def link(self, inode_id: int, parent: int, name: bytes) -> Inode:
         """One more name for an inode."""
@@ -139,8 +144,8 @@ class Namespace:
         now = time.time_ns()
         with self._index.transaction:
             self._dentries.insert(parent, name, inode_id)
-            self._inodes.touch_directory(parent, now)
             self._inodes.set_links(inode_id, inode.nlink + 1, now)
+            self._touch(self._table.get(parent), now)
         inode.nlink += 1
         inode.ctime_ns = now
         return inode
@@ -153,8 +158,8 @@ class Namespace:
         now = time.time_ns()
         with self._index.transaction:
             self._dentries.delete(parent, name)
-            self._inodes.touch_directory(parent, now)
             is_removed = self._drop_link(inode, now)
+            self._touch(self._table.get(parent), now)
         self._after_drop(inode, is_removed=is_removed)
 
     def rmdir(self, parent: int, name: bytes) -> None:
@@ -167,8 +172,8 @@ class Namespace:
         now = time.time_ns()
         with self._index.transaction:
             self._dentries.delete(parent, name)
-            self._inodes.touch_directory(parent, now, subdirectories=-1)
             is_removed = self._drop_link(inode, now)
+            self._touch(self._table.get(parent), now, subdirectories=-1)
         self._after_drop(inode, is_removed=is_removed)
 
     def rename(
@@ -197,24 +202,34 @@ class Namespace:
         with self._index.transaction:
             self._dentries.delete(old_parent, old_name)
             self._dentries.point(new_parent, new_name, moved.id)
-            gained = is_directory - (victim is not None and victim.is_directory)
-            if old_parent == new_parent:
-                gained -= is_directory
-            else:
-                self._inodes.touch_directory(old_parent, now, subdirectories=-int(is_directory))
-                if is_directory:
-                    self._inodes.set_parent(moved.id, new_parent)
-            self._inodes.touch_directory(new_parent, now, subdirectories=gained)
+            if is_directory and old_parent != new_parent:
+                self._inodes.set_parent(moved.id, new_parent)
             self._inodes.set_times(moved.id, moved.mtime_ns, now)
+            is_removed = False
             if victim is not None:
                 self._inherit_content(moved, victim)
                 is_removed = self._drop_link(victim, now)
+            self._touch_both(old_parent, new_parent, now, moved, victim)
         moved.ctime_ns = now
         live = self._table.live(moved.id)
         if live is not None:
             live.name = (new_parent, new_name)
         if victim is not None:
             self._after_drop(victim, is_removed=is_removed)
+
+    def _touch_both(
+        self, old_parent: int, new_parent: int, now_ns: int, moved: Inode, victim: Inode | None
+    ) -> None:
+        """Stamp the directories that a rename took a name from and gave one to."""
+        gained = int(moved.is_directory)
+        lost = int(victim is not None and victim.is_directory)
+        if old_parent == new_parent:
+            self._touch(self._table.get(new_parent), now_ns, subdirectories=-lost)
+            return
+        self._touch(self._table.get(old_parent), now_ns, subdirectories=-gained)
+        self._touch(self._table.get(new_parent), now_ns, subdirectories=gained - lost)
+        if gained:
+            moved.parent = new_parent
 
     def _inherit_content(self, moved: Inode, victim: Inode) -> None:
         """Let a staged file that replaces a sealed one fall back to the sealed content.
@@ -243,17 +258,17 @@ class Namespace:
         with self._index.transaction:
             self._dentries.point(one_parent, one_name, other.id)
             self._dentries.point(other_parent, other_name, one.id)
-            if one_parent == other_parent:
-                self._inodes.touch_directory(one_parent, now)
-            else:
-                self._inodes.touch_directory(one_parent, now, subdirectories=difference)
-                self._inodes.touch_directory(other_parent, now, subdirectories=-difference)
-                for inode, parent in ((one, other_parent), (other, one_parent)):
-                    if inode.is_directory:
-                        self._inodes.set_parent(inode.id, parent)
-            for inode in (one, other):
+            for inode, parent in ((one, other_parent), (other, one_parent)):
                 self._inodes.set_times(inode.id, inode.mtime_ns, now)
                 inode.ctime_ns = now
+                if inode.is_directory:
+                    self._inodes.set_parent(inode.id, parent)
+                    inode.parent = parent
+            if one_parent == other_parent:
+                self._touch(self._table.get(one_parent), now)
+            else:
+                self._touch(self._table.get(one_parent), now, subdirectories=difference)
+                self._touch(self._table.get(other_parent), now, subdirectories=-difference)
 
     def _existing(self, parent: int, name: bytes) -> Inode:
         inode = self.lookup(parent, name)
@@ -397,6 +412,6 @@ class DirectoryStream:
                 yield position, name, inode
         last = names[-1] if len(names) > 2 else b""
         while batch := self._namespace.entries_after(self._inode_id, last, self._BATCH):
-            for last, inode in batch:  # noqa: B007
+            for last, inode in batch:
                 yield len(names) + 1, last, inode
                 names.append(last)

@@ -100,8 +100,9 @@ class Collector:
     async def _drop_contents(self) -> int:
         count = 0
         in_use = self._table.ghost_contents()
+        limit = _SLICE + len(in_use)
         while dead := [
-            row for row in self._contents.dead_contents(_SLICE + len(in_use)) if row[0] not in in_use
+            row for row in self._contents.dead_contents(limit) if row[0] not in in_use
         ]:
             with self._index.transaction:
                 for content, encoded in dead:

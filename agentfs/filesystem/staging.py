@@ -23,6 +23,7 @@ TMPFS = Path("/dev/shm")
 
 _INCOMPLETE = ".tmp"
 _COPY_BYTES = 1 << 20
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 def open_private_directory(path: Path) -> Path:
@@ -84,19 +85,19 @@ class Staging:
         on_disk = self._fast is self._disk or self.used_bytes + size_bytes > self.budget_bytes
         path = self._path(inode_id, on_disk=on_disk)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, _NEW_FILE, 0o600)
         except OSError as error:
             if error.errno != errno.ENOSPC or on_disk:
                 raise
             path, on_disk = self._path(inode_id, on_disk=True), True
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, _NEW_FILE, 0o600)
         return StagedFile(path, on_disk=on_disk, fd=fd)
 
     def create_incomplete(self, inode_id: int, size_bytes: int) -> StagedFile:
         """Like `create`, under a name that a restart discards; see `complete`."""
         on_disk = self._fast is self._disk or self.used_bytes + size_bytes > self.budget_bytes
         path = self._path(inode_id, on_disk=on_disk) + _INCOMPLETE
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, _NEW_FILE, 0o600)
         return StagedFile(path, on_disk=on_disk, fd=fd)
 
     def complete(self, staged: StagedFile) -> None:
@@ -131,7 +132,7 @@ class Staging:
         name = os.path.basename(staged.path)
         target = f"{self._disk}/{name}"
         source = staged.descriptor()
-        fd = os.open(target + _INCOMPLETE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(target + _INCOMPLETE, _NEW_FILE, 0o600)
         try:
             for start, end in data_extents(source, size):
                 copy_range(source, fd, start, end)
@@ -149,7 +150,7 @@ class Staging:
         self.used_bytes -= size
 
     def survivors(self) -> Iterator[tuple[int, StagedFile]]:
-        """(inode number, staged file) of all that an earlier daemon left; drops unfinished copies."""
+        """(inode number, staged file) of what an earlier daemon left; drops unfinished copies."""
         for directory, on_disk in ((self._disk, True), (self._fast, False)):
             if directory is self._disk and not on_disk:
                 continue

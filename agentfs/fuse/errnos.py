@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from pyfuse3 import FUSEError
 
@@ -20,6 +20,8 @@ from agentfs.fuse.loop import letting_others_in
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Handler: TypeAlias = Callable[Arguments, Coroutine[Any, Any, Result]]
 
 
 def translate(error: Exception, request: str) -> FUSEError:
@@ -34,28 +36,26 @@ def translate(error: Exception, request: str) -> FUSEError:
     return FUSEError(errno.EIO)
 
 
-def answers(method: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
+def answers(method: Callable[Arguments, Result]) -> Handler[Arguments, Result]:
     """Make a request handler of a method that never waits."""
 
     @functools.wraps(method)
-    async def handler(*args: Any) -> Result:
+    async def handler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
-            return method(*args)
+            return method(*args, **kwargs)
         except Exception as error:
             raise translate(error, method.__name__) from None
 
     return handler
 
 
-def answers_later(
-    method: Callable[..., Coroutine[Any, Any, Result]],
-) -> Callable[..., Awaitable[Result]]:
+def answers_later(method: Handler[Arguments, Result]) -> Handler[Arguments, Result]:
     """Make a request handler of a coroutine method."""
 
     @functools.wraps(method)
-    async def handler(*args: Any) -> Result:
+    async def handler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
-            return await letting_others_in(method(*args))
+            return await letting_others_in(method(*args, **kwargs))
         except Exception as error:
             raise translate(error, method.__name__) from None
 

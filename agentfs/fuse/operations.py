@@ -19,7 +19,7 @@ from agentfs.filesystem.files import Handle
 from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller, DirectoryStream
 from agentfs.fuse.attributes import MISSING, entry_attributes
 from agentfs.fuse.errnos import answers, answers_later
-from agentfs.model import ROOT_INODE, Inode
+from agentfs.model import Inode
 
 if TYPE_CHECKING:
     from agentfs.filesystem.volume import Volume

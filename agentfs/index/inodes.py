@@ -93,16 +93,12 @@ class Inodes:
     def set_parent(self, inode_id: int, parent: int) -> None:
         self._execute("UPDATE inode SET parent = ? WHERE id = ?", (parent, inode_id))
 
-    def touch_directory(
-        self, inode_id: int, now_ns: int, *, subdirectories: int = 0
-    ) -> tuple[int, int] | None:
-        """Stamp a directory whose entries change; returns its (mode, gid), None when gone."""
-        row: tuple[int, int] | None = self._execute(
-            "UPDATE inode SET mtime = ?1, ctime = ?1, nlink = nlink + ?2 WHERE id = ?3"
-            " RETURNING mode, gid",
+    def touch_directory(self, inode_id: int, now_ns: int, subdirectories: int) -> None:
+        """Stamp a directory whose entries change, by how many *subdirectories* it grows."""
+        self._execute(
+            "UPDATE inode SET mtime = ?1, ctime = ?1, nlink = nlink + ?2 WHERE id = ?3",
             (now_ns, subdirectories, inode_id),
-        ).fetchone()
-        return row
+        )
 
     def unlinked(self) -> list[int]:
         """Inodes without a name, left by programs that had them open."""

@@ -10,6 +10,9 @@ first eight bytes only, and columns that are NULL where nothing need be said.
 
 from __future__ import annotations
 
+import os
+import time
+
 from sqlite_utils import Database, Migrations
 
 from agentfs.model import ROOT_INODE
@@ -31,8 +34,9 @@ def first(db: Database) -> None:
     for statement in _FIRST:
         db.execute(statement)
     db.execute(
-        "INSERT INTO inode VALUES (?1, 16877, 0, 0, 2, 0, 0, 0, 0, NULL, NULL, NULL, NULL, ?1)",
-        (ROOT_INODE,),
+        "INSERT INTO inode VALUES"
+        " (?1, 16877, ?2, ?3, 2, 0, ?4, ?4, ?4, NULL, NULL, NULL, NULL, ?1)",
+        (ROOT_INODE, os.geteuid(), os.getegid(), time.time_ns()),
     )
     db.execute("INSERT INTO setting VALUES ('store_id', lower(hex(randomblob(16))))")
 
@@ -47,7 +51,7 @@ _FIRST = (
         mode INTEGER NOT NULL,      -- type and permission bits
         uid INTEGER NOT NULL,
         gid INTEGER NOT NULL,
-        nlink INTEGER NOT NULL,     -- 0: unlinked, kept until the kernel forgets it or the next mount
+        nlink INTEGER NOT NULL,     -- 0: unlinked, kept until let go of or the next mount
         size INTEGER NOT NULL,      -- of the sealed content; a staged file's own size overrides it
         atime INTEGER NOT NULL,     -- nanoseconds since the epoch
         mtime INTEGER NOT NULL,
