@@ -239,10 +239,11 @@ class Namespace:
         """
         live = self._table.live(moved.id)
         is_unsealed = live is not None and live.staged is not None and moved.content is None
-        if is_unsealed and victim.content is not None:
-            self._index.contents.reference(victim.content)
-            self._inodes.set_content(moved.id, victim.content, victim.size, victim.holes)
-            moved.content = victim.content
+        sealed = self._inodes.get(victim.id) if is_unsealed else None  # its staged size is another
+        if sealed is not None and sealed.content is not None:
+            self._index.contents.reference(sealed.content)
+            self._inodes.set_content(moved.id, sealed.content, sealed.size, sealed.holes)
+            moved.content = sealed.content
 
     def _exchange(
         self,
