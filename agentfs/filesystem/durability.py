@@ -11,13 +11,24 @@ import trio
 from agentfs.index import Index
 
 
+class _Flush:
+    """One flush under way, and how it ended."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: OSError | None = None
+
+
 class Durability:
     """Groups the flushes of the index."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._durable_changes = 0
-        self._finished: trio.Event | None = None  # set while a flush is under way
+        self._running: _Flush | None = None
+        self._log_is_suspect = False
+        """A flush of the log failed. The kernel reports that once and then forgets which pages
+        it could not write, so only a checkpoint, which writes them elsewhere, helps."""
 
     async def sync(self) -> None:
         """Return when all that is committed now survives a power cut.
@@ -26,14 +37,27 @@ class Durability:
         """
         wanted = self._index.changes
         while self._durable_changes < wanted:
-            if self._finished is not None:
-                await self._finished.wait()
+            if self._running is None:
+                await self._flush()
                 continue
-            self._finished = finished = trio.Event()
-            covered = self._index.changes
-            try:
-                await trio.to_thread.run_sync(self._index.sync_wal)
-                self._durable_changes = covered
-            finally:
-                self._finished = None
-                finished.set()
+            running = self._running
+            await running.done.wait()
+            if running.error is not None:
+                raise OSError(*running.error.args)
+
+    async def _flush(self) -> None:
+        self._running = running = _Flush()
+        covered = self._index.changes
+        try:
+            if self._log_is_suspect:
+                self._index.checkpoint()
+                self._log_is_suspect = False
+            await trio.to_thread.run_sync(self._index.sync_wal)
+            self._durable_changes = covered
+        except OSError as error:
+            running.error = error
+            self._log_is_suspect = True
+            raise
+        finally:
+            self._running = None
+            running.done.set()
