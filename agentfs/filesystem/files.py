@@ -30,6 +30,12 @@ def needs_atime(inode: Inode, now_ns: int) -> bool:
     return atime <= inode.mtime_ns or atime <= inode.ctime_ns or now_ns - atime >= _DAY_NS
 
 
+async def _turn(lock: trio.Lock) -> None:
+    """Wait until whoever holds *lock* has let go."""
+    async with lock:
+        pass
+
+
 class Handle:
     """One open(2) of a regular file."""
 
@@ -118,6 +124,8 @@ class Files:
         staged = file.staged
         if staged is None:
             staged = await self._stage(file)
+        while staged.is_moving:
+            await _turn(file.lock)
         if not handle.is_privileged:
             self._namespace.drop_privileges(file.inode)
         end = offset + len(data)
@@ -153,8 +161,14 @@ class Files:
 
     async def _move_to_disk(self, file: LiveFile, staged: StagedFile) -> None:
         async with file.lock:
-            if not staged.on_disk:
-                await trio.to_thread.run_sync(self._staging.move_to_disk, staged)
+            if staged.on_disk:
+                return
+            staged.is_moving = True
+            try:
+                fd = await trio.to_thread.run_sync(self._staging.copy_to_disk, staged)
+                self._staging.switch_to_disk(staged, fd)
+            finally:
+                staged.is_moving = False
 
     async def _stage(self, file: LiveFile, limit: int | None = None) -> StagedFile:
         """The staged copy, made from the content if need be: all of it, or *limit* bytes."""
@@ -170,8 +184,18 @@ class Files:
             return staged
 
     async def _copy_content(self, inode: Inode, content: int, limit: int | None) -> StagedFile:
+        try:
+            return await self._copy(inode, content, limit, on_disk=False)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return await self._copy(inode, content, limit, on_disk=True)
+
+    async def _copy(
+        self, inode: Inode, content: int, limit: int | None, *, on_disk: bool
+    ) -> StagedFile:
         size = inode.size if limit is None else min(limit, inode.size)
-        staged = self._staging.create_incomplete(inode.id, size)
+        staged = self._staging.create_incomplete(inode.id, size, on_disk=on_disk)
         try:
             await self._contents.copy_to(content, staged.descriptor(), limit)
             os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
@@ -189,6 +213,8 @@ class Files:
         staged = file.staged
         if staged is None:
             staged = await self._stage(file, limit=size)
+        while staged.is_moving:
+            await _turn(file.lock)
         before = self._staging.size_of(staged)
         os.truncate(staged.path if staged.fd is None else staged.fd, size)
         if not staged.on_disk:

@@ -245,7 +245,7 @@ class Sealer:
         small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]],
         packer: _Packer,
     ) -> bool:
-        """Read a file, and store it if it is large; False when there was less than its size said."""
+        """Read a file, and store it if it is large; False when it was cut short meanwhile."""
         snapshot.parts = []
         snapshot.size = os.fstat(fd).st_size
         extents = _extents(fd, snapshot.size)

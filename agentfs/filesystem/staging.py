@@ -5,11 +5,17 @@ directories: on tmpfs, or on the store's disk for what tmpfs has no room for.
 Its length and mtime are the file's own while it is staged, so the files alone
 say what a killed daemon knew: the next mount takes them over. A name appears
 only when the copy behind it is complete (copies are made under `.tmp`).
+
+What a crash of the machine leaves of them is worth nothing: they are not synced
+while they are written, so the disk may have kept a length without its bytes.
+`boot` in the store names the boot they belong to; there is none after an
+orderly end, which syncs what is left.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import stat
@@ -19,7 +25,10 @@ from pathlib import Path
 from agentfs.errors import StoreUnusable
 from agentfs.model import SECTOR_BYTES
 
+log = logging.getLogger(__name__)
+
 TMPFS = Path("/dev/shm")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _INCOMPLETE = ".tmp"
 _COPY_BYTES = 1 << 20
@@ -42,12 +51,14 @@ def open_private_directory(path: Path) -> Path:
 class StagedFile:
     """One staged file; its descriptor is open only while something uses it."""
 
-    __slots__ = ("fd", "on_disk", "path")
+    __slots__ = ("fd", "is_moving", "on_disk", "path")
 
     def __init__(self, path: str, *, on_disk: bool, fd: int | None = None) -> None:
         self.path = path
         self.on_disk = on_disk
         self.fd = fd  # owned; closed by close()
+        self.is_moving = False
+        """Being copied to disk: what is written now would be left behind."""
 
     def descriptor(self) -> int:
         """A descriptor open for reading and writing, kept until close()."""
@@ -75,7 +86,19 @@ class Staging:
         self._fast = open_private_directory(fast) if TMPFS.is_dir() else self._disk
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
-        """On tmpfs, by the sizes files were given here; refreshed by `recount`."""
+        """On tmpfs, by the sizes files were given here."""
+        self._boot = store / "boot"
+        self._drop_what_a_crash_left()
+        self._boot.write_text(BOOT_ID.read_text())
+        sync_path(self._boot)
+        sync_path(store)
+
+    def _drop_what_a_crash_left(self) -> None:
+        if not self._boot.exists() or self._boot.read_text() == BOOT_ID.read_text():
+            return
+        for name in os.listdir(self._disk):
+            log.warning("staged file %s was being written when the machine stopped: dropped", name)
+            os.unlink(self._disk / name)
 
     def _path(self, inode_id: int, *, on_disk: bool) -> str:
         return f"{self._disk if on_disk else self._fast}/{inode_id:x}"
@@ -93,9 +116,11 @@ class Staging:
             fd = os.open(path, _NEW_FILE, 0o600)
         return StagedFile(path, on_disk=on_disk, fd=fd)
 
-    def create_incomplete(self, inode_id: int, size_bytes: int) -> StagedFile:
+    def create_incomplete(
+        self, inode_id: int, size_bytes: int, *, on_disk: bool = False
+    ) -> StagedFile:
         """Like `create`, under a name that a restart discards; see `complete`."""
-        on_disk = self._fast is self._disk or self.used_bytes + size_bytes > self.budget_bytes
+        on_disk = on_disk or self._fast is self._disk or not self.fits(size_bytes)
         path = self._path(inode_id, on_disk=on_disk) + _INCOMPLETE
         fd = os.open(path, _NEW_FILE, 0o600)
         return StagedFile(path, on_disk=on_disk, fd=fd)
@@ -126,28 +151,38 @@ class Staging:
         """Whether tmpfs may take *growth_bytes* more."""
         return self.used_bytes + growth_bytes <= self.budget_bytes
 
-    def move_to_disk(self, staged: StagedFile) -> None:
-        """Carry a staged file from tmpfs to the store's disk. Safe in any thread."""
+    def copy_to_disk(self, staged: StagedFile) -> int:
+        """Copy a staged file from tmpfs to the store's disk; a descriptor of the copy.
+
+        Safe in any thread while nobody writes to it; `switch_to_disk` is to follow.
+        """
         size = self.size_of(staged)
-        name = os.path.basename(staged.path)
-        target = f"{self._disk}/{name}"
+        target = self._disk_path(staged)
         source = staged.descriptor()
         fd = os.open(target + _INCOMPLETE, _NEW_FILE, 0o600)
         try:
             for start, end in data_extents(source, size):
                 copy_range(source, fd, start, end)
             os.ftruncate(fd, size)
-            status = os.fstat(source)
-            os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.rename(target + _INCOMPLETE, target)
         except BaseException:
             os.close(fd)
             os.unlink(target + _INCOMPLETE)
             raise
+        return fd
+
+    def switch_to_disk(self, staged: StagedFile, fd: int) -> None:
+        """Let the copy that `copy_to_disk` made take the place of the file on tmpfs."""
+        status = os.stat(staged.path)
+        target = self._disk_path(staged)
+        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.rename(target + _INCOMPLETE, target)
         os.unlink(staged.path)
-        os.close(source)
+        staged.close()
         staged.fd, staged.path, staged.on_disk = fd, target, True
-        self.used_bytes -= size
+        self.used_bytes -= status.st_size
+
+    def _disk_path(self, staged: StagedFile) -> str:
+        return f"{self._disk}/{os.path.basename(staged.path)}"
 
     def survivors(self) -> Iterator[tuple[int, StagedFile]]:
         """(inode number, staged file) of what an earlier daemon left; drops unfinished copies."""
@@ -163,9 +198,23 @@ class Staging:
                 yield int(entry.name, 16), StagedFile(entry.path, on_disk=on_disk)
 
     def close(self) -> None:
-        """Remove the directory on tmpfs when nothing is left in it."""
+        """Sync what is left on disk; remove the directory on tmpfs when nothing is in it."""
+        for name in os.listdir(self._disk):
+            sync_path(self._disk / name)
+        sync_path(self._disk)
+        self._boot.unlink()
+        sync_path(self._boot.parent)
         if self._fast is not self._disk and not os.listdir(self._fast):
             shutil.rmtree(self._fast)
+
+
+def sync_path(path: Path) -> None:
+    """fsync(2) a file or a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -94,11 +94,15 @@ class Volume:
                 self.staging.discard(staged)
                 continue
             file = self.table.enliven(inode)
+            if file.staged is not None:  # killed at the end of a move to disk: a copy of this one
+                self.staging.discard(staged)
+                continue
             status = os.stat(staged.path)
+            ctime_ns = inode.ctime_ns
             file.staged = staged
             file.may_be_sparse = True
             file.touch(status.st_mtime_ns)
-            inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
+            inode.ctime_ns = max(ctime_ns, status.st_mtime_ns)
             inode.size = status.st_size
             inode.holes = self.staging.hole_bytes(staged)
             taken += 1
