@@ -2,8 +2,10 @@
 
 Contents without inodes go first, then chunks without contents, then segments
 whose live share is low or whose blocks are tiny: what lives in them is appended
-anew, durably, before the old file is removed. Only dropping chunks needs the
-gate; a chunk that moves keeps its id, and readers look places up afresh.
+anew, durably, before the old file is removed. Dropping chunks and choosing
+segments need the gate: a seal under way relies on chunks it has seen, and has
+blocks in segments that no row names yet. Moving does not: a chunk that moves
+keeps its id, and readers look places up afresh.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from agentfs.model import Location, NewBlock
 
 _SLICE = 256
 """Rows changed in one transaction, about 2 ms."""
+
+_HEADER_ROOM_BYTES = 4096
+"""A segment is larger than its blocks by a header. By more: blocks of a seal that failed."""
 
 _TINY_SHARE = 0.25
 """A segment whose blocks are on average smaller than this share of a full one is merged."""
@@ -85,11 +90,9 @@ class Collector:
             async with self._gate.alone():
                 result.contents = await self._drop_contents()
                 result.chunks = await self._drop_chunks()
-            # Old rows must not come back after their segments are gone.
-            await self._durability.sync()
-            victims = self._victims()
-            if victims:
-                self._store.roll()
+                victims = self._victims()
+                if victims:
+                    self._store.roll()
             for done, segment in enumerate(victims):
                 progress(done, len(victims))
                 await self._rewrite(segment)
@@ -123,15 +126,17 @@ class Collector:
         return count
 
     def _victims(self) -> list[int]:
-        victims, known = [], set()
+        victims = []
         tiny = self._block_bytes * _TINY_SHARE
-        for segment, blocks, _, raw, live in self._contents.segments():
-            known.add(segment)
-            is_garbage = raw - live >= self._garbage_share * raw and raw > live
+        sizes = dict(self._store.segments())
+        for segment, blocks, stored, raw, live in self._contents.segments():
+            size = sizes.pop(segment, stored)
+            unknown = size - stored if size - stored > _HEADER_ROOM_BYTES else 0
+            garbage = stored * (1 - live / raw) + unknown
+            is_garbage = garbage >= self._garbage_share * size and garbage > 0
             if is_garbage or live == 0 or (blocks > 1 and raw / blocks < tiny):
                 victims.append(segment)
-        strays = (segment for segment, _ in self._store.segments() if segment not in known)
-        return [*strays, *victims]
+        return [*sizes, *victims]
 
     async def _rewrite(self, segment: int) -> None:
         chunks = self._contents.chunks_in(segment)
@@ -152,7 +157,7 @@ class Collector:
             for block, ids in moved:
                 self._contents.move_chunks(block, ids)
             self._contents.drop_segment(segment)
-        await self._durability.sync()
+        await self._durability.sync()  # old rows must not come back after their segment is gone
         await trio.to_thread.run_sync(self._store.remove, segment)
 
     def _copy_block(
