@@ -34,7 +34,9 @@ class Disk:
             raise OSError(errno.EIO, "the disk failed")
 
     def keep(self, name: str, size: int) -> None:
-        """The first *size* bytes of a file survive."""
+        """The first *size* bytes of a file survive, unless it was removed meanwhile."""
+        if not (self.store / name).exists():
+            return
         with open(self.store / name, "rb") as source, open(self.durable / name, "wb") as target:
             target.write(source.read(size))
 
