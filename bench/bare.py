@@ -3,9 +3,7 @@
 What an honest pyfuse3 daemon can reach at best, so that agentfs is judged by what it adds:
 
 - attributes are kept as ready `EntryAttributes`, open files as ready `FileInfo`;
-- a handler is one or two dictionary look-ups and never suspends, so one task serves all, without
-  pyfuse3's lock between tasks, and polls for the next request before it turns to trio
-  (`--stock-loop` leaves both as pyfuse3 ships them);
+- a handler is one or two dictionary look-ups and never suspends, so one task serves all;
 - entries and attributes stay valid for a day: this daemon is the only writer;
 - a missing name is a negative entry (inode 0), not an exception;
 - FLUSH, ACCESS and GETXATTR are left to pyfuse3's defaults: ENOSYS, the kernel asks once;
@@ -16,6 +14,10 @@ are unlinked while open. No writeback cache: it would exclude passthrough, which
 
 A ceiling for calls, not for gigabytes: a bytearray that grows is copied now and then.
 
+It waits for requests as pyfuse3 ships it. With `--polling` it waits as agentfs does
+(agentfs/fuse/loop.py): the same filesystem on an equal loop, which shows what of agentfs's speed is
+its loop and what its filesystem costs.
+
     python -m bench.bare MOUNTPOINT            serves until it is unmounted
 """
 
@@ -24,12 +26,10 @@ import contextlib
 import errno
 import gc
 import os
-import select
 import stat
 import sys
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import pyfuse3
 import trio
@@ -48,49 +48,10 @@ from pyfuse3 import (
     StatvfsData,
 )
 
+from agentfs.fuse import loop
+
 TIMEOUT_SECONDS = 86400.0
 BLOCK_BYTES = 4096
-
-
-class Waiting:
-    """Lock and `wait_readable` for a single task; `pyfuse3.trio` is where pyfuse3 finds them."""
-
-    TURN_AFTER = 64  # requests in a row before trio gets its turn, for signals
-
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._registered = False
-        self._in_a_row = 0
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-    async def wait_readable(self, descriptor: int) -> None:
-        if not self._registered:
-            self._poll.register(descriptor, select.POLLIN)
-            self._registered = True
-        self._in_a_row += 1
-        if self._in_a_row < self.TURN_AFTER and self._poll.poll(0):
-            return
-        self._in_a_row = 0
-        await trio.lowlevel.wait_readable(descriptor)
-
-    def install(self) -> None:
-        """Before pyfuse3.init, and only for one task."""
-        pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
-            ClosedResourceError=trio.ClosedResourceError,
-            Lock=lambda: self,
-            open_nursery=trio.open_nursery,
-            lowlevel=SimpleNamespace(
-                current_task=trio.lowlevel.current_task,
-                current_trio_token=trio.lowlevel.current_trio_token,
-                notify_closing=trio.lowlevel.notify_closing,
-                wait_readable=self.wait_readable,
-            ),
-        )
 
 
 class Node:
@@ -351,13 +312,11 @@ def main() -> int:
     """Mount, serve until unmounted, leave."""
     parser = argparse.ArgumentParser(prog="python -m bench.bare", description=__doc__)
     parser.add_argument("mountpoint")
-    parser.add_argument(
-        "--stock-loop", action="store_true", help="wait for requests as pyfuse3 ships it"
-    )
+    parser.add_argument("--polling", action="store_true", help="wait for requests as agentfs does")
     arguments = parser.parse_args()
     gc.disable()
-    if not arguments.stock_loop:
-        Waiting().install()
+    if arguments.polling:
+        loop.enable()
     options = set(pyfuse3.default_options) | {"fsname=bare", "default_permissions"}
     pyfuse3.init(Bare(), arguments.mountpoint, options)
     try:

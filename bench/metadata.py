@@ -28,7 +28,7 @@ from bench.targets import FAILURES, Target, available, work_directory
 
 RATIOS = [
     ("agentfs", "bare"),
-    ("agentfs", "bare-stock"),
+    ("agentfs", "bare-polling"),
     ("agentfs", "s3ql"),
     ("s3ql", "bare"),
 ]
@@ -37,7 +37,7 @@ RATIOS = [
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     made = parser("metadata", __doc__)
-    add_targets(made, "tmpfs,ext4,bare,bare-stock,agentfs,s3ql")
+    add_targets(made, "tmpfs,ext4,bare,bare-polling,agentfs,s3ql")
     made.add_argument("--files", type=int, default=2000, help="files per operation (default 2000)")
     made.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     return made

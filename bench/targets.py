@@ -237,7 +237,7 @@ class Btrfs(LoopDevice):
 
 
 class Bare(Target):
-    """The ceiling: bench.bare."""
+    """The ceiling: bench.bare, on pyfuse3 as shipped."""
 
     name = "bare"
     fuse = True
@@ -277,11 +277,11 @@ class Bare(Target):
             self._process.wait()
 
 
-class BareStock(Bare):
-    """The same with pyfuse3's own loop: what pyfuse3 gives as shipped."""
+class BarePolling(Bare):
+    """The same filesystem with the request loop of agentfs."""
 
-    name = "bare-stock"
-    options = ("--stock-loop",)
+    name = "bare-polling"
+    options = ("--polling",)
 
 
 def directory_bytes(directory: Path) -> dict[str, int]:
@@ -435,7 +435,7 @@ class S3ql(Target):
 
 
 ALL: dict[str, type[Target]] = {
-    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BareStock, Agentfs, S3ql)
+    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BarePolling, Agentfs, S3ql)
 }
 
 
