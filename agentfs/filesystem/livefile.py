@@ -159,6 +159,10 @@ class InodeTable:
             self._ghosts[inode.id] = inode
         self._retire(inode.id)
 
+    def is_ghost(self, inode_id: int) -> bool:
+        """Known to the kernel, but without a row."""
+        return inode_id in self._ghosts
+
     def ghost_contents(self) -> set[int]:
         """Contents that a path like /proc/self/fd may still open, though no row names them."""
         return {inode.content for inode in self._ghosts.values() if inode.content is not None}

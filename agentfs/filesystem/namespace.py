@@ -363,6 +363,8 @@ class Namespace:
         if not name.startswith(_SUPPORTED_XATTRS):
             raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
         inode = self._table.get(inode_id)
+        if self._table.is_ghost(inode_id):
+            raise OSError(errno.ENOENT, "inode has no name left")
         inode.ctime_ns = time.time_ns()
         with self._index.transaction:
             self._xattrs.set(inode_id, name, value)
