@@ -6,6 +6,7 @@ is not checked, and a name is looked up before it is used.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -21,7 +22,12 @@ from agentfs.chunks.recipe import Recipe
 from agentfs.config import Hot, Profile, Seal, Store
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile
-from agentfs.filesystem.namespace import AttributeChange, Caller, DirectoryStream
+from agentfs.filesystem.namespace import (
+    RENAME_EXCHANGE,
+    AttributeChange,
+    Caller,
+    DirectoryStream,
+)
 from agentfs.filesystem.volume import Volume
 from agentfs.model import ROOT_INODE, Inode
 
@@ -50,6 +56,23 @@ def quiet(done: int, total: int) -> None:
     """Progress nobody looks at."""
 
 
+@dataclass(frozen=True)
+class Attributes:
+    """What stat(2) and readlink(2) tell of a file, but times and numbers."""
+
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    size: int
+    rdev: int | None
+    target: bytes | None
+
+
+def is_within(path: str, above: str) -> bool:
+    return path.startswith(f"{above}/")
+
+
 @dataclass
 class Shell:
     """Operations by path on an open volume."""
@@ -62,23 +85,56 @@ class Shell:
         inode = self.volume.table.get(ROOT_INODE)
         for name in os.fsencode(path).split(b"/"):
             if name:
+                if not inode.is_directory:
+                    raise NotADirectoryError(errno.ENOTDIR, path)
                 found = self.volume.namespace.lookup(inode.id, name)
                 if found is None:
-                    raise FileNotFoundError(path)
+                    raise FileNotFoundError(errno.ENOENT, path)
                 inode = found
         return inode
 
     def place(self, path: str) -> tuple[int, bytes]:
         """(directory's inode, last name)."""
         above, _, name = path.rpartition("/")
-        return self.inode(above).id, os.fsencode(name)
+        directory = self.inode(above)
+        if not directory.is_directory:
+            raise NotADirectoryError(errno.ENOTDIR, above)
+        return directory.id, os.fsencode(name)
 
     def exists(self, path: str) -> bool:
         try:
             self.inode(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+    def attributes(self, path: str) -> Attributes:
+        inode = self.inode(path)
+        return Attributes(
+            inode.mode, inode.uid, inode.gid, inode.nlink, inode.size, inode.rdev, inode.target
+        )
+
+    def times(self, path: str) -> tuple[int, int]:
+        """(atime, mtime) in nanoseconds."""
+        inode = self.inode(path)
+        return inode.atime_ns, inode.mtime_ns
+
+    def is_same(self, one: str, other: str) -> bool:
+        return self.inode(one).id == self.inode(other).id
+
+    def set_xattr(self, path: str, name: bytes, value: bytes) -> None:
+        self.volume.namespace.set_xattr(self.inode(path).id, name, value)
+
+    def get_xattr(self, path: str, name: bytes) -> bytes:
+        return self.volume.namespace.get_xattr(self.inode(path).id, name)
+
+    def remove_xattr(self, path: str, name: bytes) -> None:
+        self.volume.namespace.remove_xattr(self.inode(path).id, name)
+
+    def xattrs(self, path: str) -> dict[bytes, bytes]:
+        inode = self.inode(path).id
+        names = self.volume.namespace.list_xattrs(inode)
+        return {name: self.volume.namespace.get_xattr(inode, name) for name in names}
 
     def mkdir(self, path: str, mode: int = 0o755) -> Inode:
         parent, name = self.place(path)
@@ -94,7 +150,10 @@ class Shell:
         return self.volume.namespace.create(parent, name, mode, self.caller, target=target)
 
     def link(self, old: str, new: str) -> Inode:
-        return self.volume.namespace.link(self.inode(old).id, *self.place(new))
+        inode = self.inode(old)
+        if inode.is_directory:  # the kernel's check
+            raise PermissionError(errno.EPERM, old)
+        return self.volume.namespace.link(inode.id, *self.place(new))
 
     def unlink(self, path: str) -> None:
         self.volume.namespace.unlink(*self.place(path))
@@ -103,7 +162,12 @@ class Shell:
         self.volume.namespace.rmdir(*self.place(path))
 
     def rename(self, old: str, new: str, flags: int = 0) -> None:
-        self.volume.namespace.rename(*self.place(old), *self.place(new), flags)
+        self.inode(old)
+        places = *self.place(old), *self.place(new)
+        if is_within(new, old) or is_within(old, new):  # the kernel's check
+            into_itself = is_within(new, old) or flags & RENAME_EXCHANGE
+            raise OSError(errno.EINVAL if into_itself else errno.ENOTEMPTY, new)
+        self.volume.namespace.rename(*places, flags)
 
     def change(self, path: str, **fields: int) -> None:
         self.volume.namespace.change_attributes(self.inode(path), AttributeChange(**fields))
@@ -112,7 +176,10 @@ class Shell:
             self.volume.files.set_staged_times(file)
 
     def names(self, path: str = "") -> list[bytes]:
-        stream = DirectoryStream(self.volume.namespace, self.inode(path).id)
+        directory = self.inode(path)
+        if not directory.is_directory:
+            raise NotADirectoryError(errno.ENOTDIR, path)
+        stream = DirectoryStream(self.volume.namespace, directory.id)
         return [name for _, name, _ in stream.entries(0)][2:]
 
     # Bytes
@@ -121,8 +188,11 @@ class Shell:
         """An open file; made when *flags* have O_CREAT."""
         if flags & os.O_CREAT and not self.exists(path):
             self.mknod(path, stat.S_IFREG | 0o644)
+        inode = self.inode(path)
+        if not inode.is_regular:  # the kernel does not ask us to open others
+            raise OSError(errno.EISDIR if inode.is_directory else errno.ENXIO, path)
         handle = self.volume.files.open(
-            self.inode(path), flags & ~os.O_CREAT, is_privileged=self.caller.uid == 0
+            inode, flags & ~os.O_CREAT, is_privileged=self.caller.uid == 0
         )
         handle.file.name = self.place(path)
         return handle
@@ -134,7 +204,7 @@ class Shell:
         """Open, made if need be; write; close."""
         handle = self.open(path, os.O_WRONLY | os.O_CREAT)
         try:
-            assert await self.volume.files.write(handle, offset, data) == len(data)
+            await self.pwrite(handle, data, offset)
         finally:
             self.close(handle)
 
@@ -161,6 +231,13 @@ class Shell:
             return await self.volume.files.read(handle, offset, size)
         finally:
             self.close(handle)
+
+    async def pwrite(self, handle: Handle, data: bytes, offset: int) -> None:
+        if data:  # the kernel does not ask us to write nothing
+            assert await self.volume.files.write(handle, offset, data) == len(data)
+
+    async def pread(self, handle: Handle, size: int, offset: int) -> bytes:
+        return await self.volume.files.read(handle, offset, size)
 
     # Beside requests
 
