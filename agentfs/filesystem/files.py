@@ -21,13 +21,13 @@ from agentfs.filesystem.staging import StagedFile, Staging, write_all
 from agentfs.index import Index
 from agentfs.model import Inode
 
-_DAY_NS = 24 * 3600 * 10**9
+DAY_NS = 24 * 3600 * 10**9
 
 
 def needs_atime(inode: Inode, now_ns: int) -> bool:
     """relatime: a read is recorded if it is the first after a change, or in a day."""
     atime = inode.atime_ns
-    return atime <= inode.mtime_ns or atime <= inode.ctime_ns or now_ns - atime >= _DAY_NS
+    return atime <= inode.mtime_ns or atime <= inode.ctime_ns or now_ns - atime >= DAY_NS
 
 
 async def _turn(lock: trio.Lock) -> None:
@@ -65,6 +65,15 @@ class Files:
         self._namespace = namespace
         self._staging = staging
         self._contents = contents
+
+    async def prepare(self, inode: Inode, flags: int) -> None:
+        """Make an inode ready to be opened; nothing to do when we serve reads and writes."""
+
+    def prepare_new(self, file: LiveFile) -> None:
+        """The same for an inode just made."""
+
+    def abandon(self) -> None:
+        """The mount is gone."""
 
     def open(self, inode: Inode, flags: int, *, is_privileged: bool) -> Handle:
         """A handle on a regular inode. O_TRUNC is the caller's to do, by `truncate`."""
@@ -156,8 +165,7 @@ class Files:
         growth = end - file.inode.size
         if growth > 0:
             file.inode.size = end
-            if not staged.on_disk:
-                self._staging.used_bytes += growth
+            self._staging.count(staged, end)
 
     async def _move_to_disk(self, file: LiveFile, staged: StagedFile) -> None:
         async with file.lock:
@@ -204,8 +212,7 @@ class Files:
             staged.close()
             os.unlink(staged.path)
             raise
-        if not staged.on_disk:
-            self._staging.used_bytes += size
+        self._staging.count(staged, size)
         return staged
 
     async def truncate(self, file: LiveFile, size: int, *, is_privileged: bool) -> None:
@@ -215,10 +222,8 @@ class Files:
             staged = await self._stage(file, limit=size)
         while staged.is_moving:
             await _turn(file.lock)
-        before = self._staging.size_of(staged)
         os.truncate(staged.path if staged.fd is None else staged.fd, size)
-        if not staged.on_disk:
-            self._staging.used_bytes += size - before
+        self._staging.count(staged, size)
         if not is_privileged:
             self._namespace.drop_privileges(file.inode)
             self._namespace.drop_capabilities(file.inode)

@@ -8,14 +8,20 @@ that every handler works on, and overrides the row's size, content and times.
 from __future__ import annotations
 
 import errno
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import trio
 
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
-from agentfs.model import Inode
+from agentfs.model import SECTOR_BYTES, Inode
+
+if TYPE_CHECKING:
+    from agentfs.filesystem.images import Image
 
 _DIRECTORIES_KEPT = 4096
 
@@ -27,13 +33,18 @@ class LiveFile:
     """A regular file while it is open or staged."""
 
     __slots__ = (
+        "backing",
         "changed_at",
         "dirty_since",
         "handles",
+        "image",
         "inode",
+        "is_passed_through",
         "lock",
         "may_be_sparse",
         "name",
+        "nodeid",
+        "opening",
         "sealed_version",
         "staged",
         "version",
@@ -42,12 +53,22 @@ class LiveFile:
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
+        self.nodeid = inode.id
+        """By which the kernel knows it; differs from the inode's number after a split."""
         self.staged: StagedFile | None = None
+        self.image: Image | None = None
+        """The resident image that the kernel reads instead of asking us."""
+        self.backing: int | None = None
+        """Number under which the relay knows the staged copy."""
+        self.is_passed_through = False
+        """The kernel reads and writes the staged copy itself: sizes and times are its."""
         self.handles = 0
         self.writers = 0
         """Handles among them that are open for writing."""
         self.lock = trio.Lock()
         """Held while the file changes between staged and sealed."""
+        self.opening = trio.Lock()
+        """Held while it is decided what an opening program reads and writes; before `lock`."""
         self.may_be_sparse = False
         """The staged copy may have holes."""
         self.version = 0
@@ -62,16 +83,43 @@ class LiveFile:
 
     @property
     def is_dirty(self) -> bool:
-        return self.version != self.sealed_version
+        return self.version != self.sealed_version or (
+            self.is_passed_through and self.writers > 0
+        )
+
+    def refresh(self) -> bool:
+        """Learn size and times from the staged copy, which the kernel writes; True: new ones."""
+        if self.staged is None:
+            return False
+        inode = self.inode
+        status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
+        if status.st_size == inode.size and status.st_mtime_ns == inode.mtime_ns:
+            return False
+        inode.size = status.st_size
+        inode.mtime_ns = status.st_mtime_ns
+        inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
+        holes = status.st_size - status.st_blocks * SECTOR_BYTES
+        inode.holes = holes if holes > 0 else None
+        return True
 
     def touch(self, now_ns: int) -> None:
-        """Note that the bytes changed."""
-        inode = self.inode
-        inode.mtime_ns = inode.ctime_ns = now_ns
+        """Note that the bytes changed, and when."""
+        self.inode.mtime_ns = self.inode.ctime_ns = now_ns
+        self.note_change()
+
+    def note_change(self) -> None:
+        """Note that the bytes may have changed."""
         self.changed_at = time.monotonic()
         if self.version == self.sealed_version:
             self.dirty_since = self.changed_at
         self.version += 1
+
+
+class StaleNode(OSError):
+    """The kernel is to look the name up again: it means another nodeid now."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ESTALE, "name has moved to another nodeid")
 
 
 class InodeTable:
@@ -89,11 +137,39 @@ class InodeTable:
         self._ghosts: dict[int, Inode] = {}
         """Those of them whose rows are gone already, because they were not open."""
         self._reapable: list[int] = []
+        self._moved: dict[int, int] = {}
+        """Inode by nodeid, of those that have been split."""
+        self._left: dict[int, Inode] = {}
+        """What a nodeid that its name has left shows to those who have it open."""
+        self._opens: Callable[[int], int] = lambda nodeid: 0
+        self._changed: Callable[[int], None] = lambda nodeid: None
+        self._forgotten: Callable[[LiveFile], None] = lambda live: None
 
-    def get(self, inode_id: int) -> Inode:
+    def watch(
+        self,
+        opens: Callable[[int], int],
+        changed: Callable[[int], None],
+        forgotten: Callable[[LiveFile], None],
+    ) -> None:
+        """Ask and tell the relay.
+
+        :param opens: how many programs have a nodeid open
+        :param changed: attributes of a nodeid changed by another way than through it
+        :param forgotten: the kernel has forgotten a file
+        """
+        self._opens = opens
+        self._changed = changed
+        self._forgotten = forgotten
+
+    def get(self, nodeid: int) -> Inode:
         """:raises OSError: ESTALE, when the inode is gone"""
+        if nodeid in self._left:
+            return self._left[nodeid]
+        inode_id = self._moved.get(nodeid, nodeid)
         live = self._live.get(inode_id)
         if live is not None:
+            if live.is_passed_through:
+                live.refresh()
             return live.inode
         directory = self._directories.get(inode_id)
         if directory is not None:
@@ -114,15 +190,61 @@ class InodeTable:
         """The live copy of an inode just read from its row, or the row."""
         live = self._live.get(inode.id)
         if live is not None:
+            if live.is_passed_through:
+                live.refresh()
             return live.inode
         return self._directories.get(inode.id, inode)
 
     def is_open(self, inode_id: int) -> bool:
         live = self._live.get(inode_id)
-        return live is not None and live.handles > 0
+        return live is not None and (live.handles > 0 or self._opens(live.nodeid) > 0)
 
     def live(self, inode_id: int) -> LiveFile | None:
         return self._live.get(inode_id)
+
+    def live_at(self, nodeid: int) -> LiveFile | None:
+        live = self._live.get(self._moved.get(nodeid, nodeid))
+        return live if live is not None and live.nodeid == nodeid else None
+
+    def nodeid(self, inode_id: int) -> int:
+        """By which the kernel is to know an inode."""
+        live = self._live.get(inode_id)
+        return live.nodeid if live is not None else inode_id
+
+    def changed(self, inode_id: int) -> None:
+        """Attributes changed that the kernel did not ask to change."""
+        self._changed(self.nodeid(inode_id))
+
+    def split(self, live: LiveFile) -> LiveFile:
+        """Give the name of an open file a fresh nodeid; who has it open keeps the old one."""
+        self._left[live.nodeid] = replace(live.inode)
+        fresh = LiveFile(live.inode)
+        fresh.nodeid = self._index.inodes.allocate()
+        fresh.name = live.name
+        live.inode = self._left[live.nodeid]
+        self._moved[fresh.nodeid] = fresh.inode.id
+        self._live[fresh.inode.id] = fresh
+        return fresh
+
+    def _move_back(self, live: LiveFile) -> None:
+        """The kernel has forgotten the nodeid of a split file: its own number will do again."""
+        number = live.inode.id
+        if live.nodeid != number and number not in self._left and number not in self._lookups:
+            self._moved.pop(live.nodeid, None)
+            live.nodeid = number
+
+    def inode_id(self, nodeid: int) -> int:
+        """The inode that a nodeid means, or meant before its name left it."""
+        return self._moved.get(nodeid, nodeid)
+
+    def named(self, nodeid: int) -> Inode:
+        """The inode of a nodeid that names still lead to.
+
+        :raises StaleNode: they lead to another one now
+        """
+        if nodeid in self._left:
+            raise StaleNode
+        return self.get(nodeid)
 
     def enliven(self, inode: Inode) -> LiveFile:
         """The live file of a regular inode, made when there is none."""
@@ -136,19 +258,27 @@ class InodeTable:
 
     # Lookup counts
 
-    def looked_up(self, inode_id: int) -> None:
+    def looked_up(self, nodeid: int) -> None:
         """The kernel was told of this inode once more."""
         lookups = self._lookups
-        lookups[inode_id] = lookups.get(inode_id, 0) + 1
+        lookups[nodeid] = lookups.get(nodeid, 0) + 1
 
-    def forget(self, inode_id: int, count: int) -> None:
-        left = self._lookups.get(inode_id, 0) - count
+    def forget(self, nodeid: int, count: int) -> None:
+        left = self._lookups.get(nodeid, 0) - count
         if left > 0:
-            self._lookups[inode_id] = left
+            self._lookups[nodeid] = left
             return
-        self._lookups.pop(inode_id, None)
+        self._lookups.pop(nodeid, None)
+        self._left.pop(nodeid, None)
+        live = self.live_at(nodeid)
+        if live is not None:
+            self._forgotten(live)
+        inode_id = self._moved.get(nodeid, nodeid)
         if inode_id in self._unlinked:
             self._retire(inode_id)
+        elif live is not None:
+            self._move_back(live)
+            self.released(live)
 
     # Ends
 
@@ -169,21 +299,22 @@ class InodeTable:
 
     def released(self, live: LiveFile) -> None:
         """A handle was closed: let go of what only open files need."""
-        if live.handles:
+        if live.handles or self._opens(live.nodeid) or self._live.get(live.inode.id) is not live:
             return
-        if live.staged is not None:
+        if live.staged is not None and not live.is_passed_through:
             live.staged.close()
         if live.inode.id in self._unlinked:
             self._retire(live.inode.id)
-        elif live.staged is None:
-            self._live.pop(live.inode.id, None)
+        elif live.staged is None and live.image is None and live.nodeid == live.inode.id:
+            del self._live[live.inode.id]
 
     def _retire(self, inode_id: int) -> None:
         live = self._live.get(inode_id)
-        if inode_id in self._lookups or (live is not None and live.handles):
+        if self.nodeid(inode_id) in self._lookups or self.is_open(inode_id):
             return
         self._unlinked.discard(inode_id)
         if live is not None:
+            self._forgotten(live)
             del self._live[inode_id]
             if live.staged is not None:
                 self._staging.discard(live.staged)

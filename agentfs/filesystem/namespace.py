@@ -143,8 +143,8 @@ class Namespace:
             raise OSError(errno.ENOENT, "inode has no name left")
         now = time.time_ns()
         with self._index.transaction:
-            self._dentries.insert(parent, name, inode_id)
-            self._inodes.set_links(inode_id, inode.nlink + 1, now)
+            self._dentries.insert(parent, name, inode.id)
+            self._inodes.set_links(inode.id, inode.nlink + 1, now)
             self._touch(self._table.get(parent), now)
         inode.nlink += 1
         inode.ctime_ns = now
@@ -211,6 +211,7 @@ class Namespace:
                 is_removed = self._drop_link(victim, now)
             self._touch_both(old_parent, new_parent, now, moved, victim)
         moved.ctime_ns = now
+        self._table.changed(moved.id)
         live = self._table.live(moved.id)
         if live is not None:
             live.name = (new_parent, new_name)
@@ -262,6 +263,7 @@ class Namespace:
             for inode, parent in ((one, other_parent), (other, one_parent)):
                 self._inodes.set_times(inode.id, inode.mtime_ns, now)
                 inode.ctime_ns = now
+                self._table.changed(inode.id)
                 if inode.is_directory:
                     self._inodes.set_parent(inode.id, parent)
                     inode.parent = parent
@@ -300,6 +302,7 @@ class Namespace:
             self._inodes.set_links(inode.id, left, now_ns)
         inode.nlink = left
         inode.ctime_ns = now_ns
+        self._table.changed(inode.id)
         return is_removed
 
     def _after_drop(self, inode: Inode, *, is_removed: bool) -> None:

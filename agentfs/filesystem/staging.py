@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agentfs.errors import StoreUnusable
@@ -31,6 +31,7 @@ TMPFS = Path("/dev/shm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _INCOMPLETE = ".tmp"
+_IMAGES = "images"
 _COPY_BYTES = 1 << 20
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
@@ -51,12 +52,14 @@ def open_private_directory(path: Path) -> Path:
 class StagedFile:
     """One staged file; its descriptor is open only while something uses it."""
 
-    __slots__ = ("fd", "is_moving", "on_disk", "path")
+    __slots__ = ("counted_bytes", "fd", "is_moving", "on_disk", "path")
 
     def __init__(self, path: str, *, on_disk: bool, fd: int | None = None) -> None:
         self.path = path
         self.on_disk = on_disk
         self.fd = fd  # owned; closed by close()
+        self.counted_bytes = 0
+        """Its part of the staging's used_bytes; 0 on disk."""
         self.is_moving = False
         """Being copied to disk: what is written now would be left behind."""
 
@@ -86,7 +89,9 @@ class Staging:
         self._fast = open_private_directory(fast) if TMPFS.is_dir() else self._disk
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
-        """On tmpfs, by the sizes files were given here."""
+        """On tmpfs: staged files, by the sizes they were counted with, and resident images."""
+        self.make_room: Callable[[int], bool] = lambda wanted_bytes: False
+        """Frees room on tmpfs for so many bytes more; replaced by whoever keeps images there."""
         self._boot = store / "boot"
         self._drop_what_a_crash_left()
         self._boot.write_text(BOOT_ID.read_text())
@@ -105,7 +110,7 @@ class Staging:
 
     def create(self, inode_id: int, size_bytes: int = 0) -> StagedFile:
         """An empty staged file, for content that will be about *size_bytes* long."""
-        on_disk = self._fast is self._disk or self.used_bytes + size_bytes > self.budget_bytes
+        on_disk = self._fast is self._disk or not self.fits(size_bytes)
         path = self._path(inode_id, on_disk=on_disk)
         try:
             fd = os.open(path, _NEW_FILE, 0o600)
@@ -131,12 +136,27 @@ class Staging:
         os.rename(staged.path, final)
         staged.path = final
 
+    def accept(self, inode_id: int, path: str, fd: int) -> StagedFile:
+        """Make a file that lies on the tmpfs already, and is open, a staged one."""
+        staged = StagedFile(self._path(inode_id, on_disk=False), on_disk=False, fd=fd)
+        os.rename(path, staged.path)
+        return staged
+
+    def image_directory(self) -> Path:
+        """Where resident images lie: beside the staged files on tmpfs."""
+        return open_private_directory(self._fast / _IMAGES)
+
     def discard(self, staged: StagedFile) -> None:
         """Remove a staged file and its bytes."""
-        if not staged.on_disk:
-            self.used_bytes -= self.size_of(staged)
+        self.count(staged, 0)
         staged.close()
         os.unlink(staged.path)
+
+    def count(self, staged: StagedFile, size_bytes: int) -> None:
+        """Note how long a staged file is now."""
+        if not staged.on_disk:
+            self.used_bytes += size_bytes - staged.counted_bytes
+            staged.counted_bytes = size_bytes
 
     def size_of(self, staged: StagedFile) -> int:
         return os.stat(staged.path if staged.fd is None else staged.fd).st_size
@@ -149,7 +169,9 @@ class Staging:
 
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""
-        return self.used_bytes + growth_bytes <= self.budget_bytes
+        return (
+            self.used_bytes + growth_bytes <= self.budget_bytes or self.make_room(growth_bytes)
+        )
 
     def copy_to_disk(self, staged: StagedFile) -> int:
         """Copy a staged file from tmpfs to the store's disk; a descriptor of the copy.
@@ -178,8 +200,8 @@ class Staging:
         os.rename(target + _INCOMPLETE, target)
         os.unlink(staged.path)
         staged.close()
+        self.count(staged, 0)
         staged.fd, staged.path, staged.on_disk = fd, target, True
-        self.used_bytes -= status.st_size
 
     def _disk_path(self, staged: StagedFile) -> str:
         return f"{self._disk}/{os.path.basename(staged.path)}"
@@ -190,12 +212,14 @@ class Staging:
             if directory is self._disk and not on_disk:
                 continue
             for entry in os.scandir(directory):
+                if entry.name == _IMAGES:
+                    continue
                 if entry.name.endswith(_INCOMPLETE):
                     os.unlink(entry.path)
                     continue
-                if not on_disk:
-                    self.used_bytes += entry.stat().st_size
-                yield int(entry.name, 16), StagedFile(entry.path, on_disk=on_disk)
+                staged = StagedFile(entry.path, on_disk=on_disk)
+                self.count(staged, entry.stat().st_size)
+                yield int(entry.name, 16), staged
 
     def close(self) -> None:
         """Sync what is left on disk; remove the directory on tmpfs when nothing is in it."""
@@ -204,7 +228,7 @@ class Staging:
         sync_path(self._disk)
         self._boot.unlink()
         sync_path(self._boot.parent)
-        if self._fast is not self._disk and not os.listdir(self._fast):
+        if self._fast is not self._disk and not set(os.listdir(self._fast)) - {_IMAGES}:
             shutil.rmtree(self._fast)
 
 

@@ -17,8 +17,10 @@ from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
+from agentfs.filesystem.images import Relay
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.filesystem.namespace import Namespace
+from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import store_totals
 from agentfs.filesystem.seal import Sealer
@@ -44,8 +46,11 @@ class Volume:
     until cancelled; `close` writes what is left and lets go of the store.
     """
 
-    def __init__(self, path: Path, profile: Profile) -> None:
-        """Open the store at *path*, which exists; an empty directory becomes a store."""
+    def __init__(self, path: Path, profile: Profile, relay: Relay | None = None) -> None:
+        """Open the store at *path*, which exists; an empty directory becomes a store.
+
+        :param relay: takes over reads and writes of files that lie on tmpfs; None: we serve them
+        """
         self._profile = profile
         self.path = path
         self.index = Index(path)
@@ -62,7 +67,8 @@ class Volume:
         self.durability = Durability(self.index)
         gate = Gate()
         reader = ContentReader(self.index, self._store)
-        self.files = Files(self.index, self.table, self.namespace, self.staging, reader)
+        parts = (self.index, self.table, self.namespace, self.staging, reader)
+        self.files = Files(*parts) if relay is None else PassthroughFiles(*parts, relay)
         self.sealer = Sealer(
             self.index,
             self._store,
@@ -147,6 +153,7 @@ class Volume:
 
     async def seal_for_close(self) -> None:
         """After the mount is gone: remove what no name leads to, and seal the rest."""
+        self.files.abandon()
         self.table.abandon_kernel_state()
         await self.sync(lambda done, total: None)
 

@@ -17,10 +17,10 @@ MISSING.st_ino = 0
 MISSING.entry_timeout = CACHE_S
 
 
-def entry_attributes(inode: Inode) -> EntryAttributes:
-    """The reply that describes *inode*."""
+def entry_attributes(inode: Inode, nodeid: int) -> EntryAttributes:
+    """The reply that describes *inode*, which the kernel knows as *nodeid*."""
     entry = EntryAttributes()
-    entry.st_ino = inode.id
+    entry.st_ino = nodeid
     entry.entry_timeout = CACHE_S
     entry.attr_timeout = CACHE_S
     entry.st_mode = inode.mode

@@ -42,8 +42,9 @@ class Operations(pyfuse3.Operations):
 
     def _new_entry(self, inode: Inode) -> EntryAttributes:
         """An entry the kernel will count as a lookup."""
-        self._table.looked_up(inode.id)
-        return entry_attributes(inode)
+        nodeid = self._table.nodeid(inode.id)
+        self._table.looked_up(nodeid)
+        return entry_attributes(inode, nodeid)
 
     # Names
 
@@ -53,8 +54,8 @@ class Operations(pyfuse3.Operations):
         return MISSING if inode is None else self._new_entry(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for inode_id, count in inode_list:
-            self._table.forget(inode_id, count)
+        for nodeid, count in inode_list:
+            self._table.forget(nodeid, count)
 
     @answers
     def mknod(
@@ -81,9 +82,9 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def link(
-        self, inode_id: int, parent: int, name: bytes, ctx: RequestContext
+        self, nodeid: int, parent: int, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._new_entry(self._names.link(inode_id, parent, name))
+        return self._new_entry(self._names.link(nodeid, parent, name))
 
     @answers
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
@@ -114,22 +115,21 @@ class Operations(pyfuse3.Operations):
     # Attributes
 
     @answers
-    def getattr(self, inode_id: int, ctx: RequestContext) -> EntryAttributes:
-        return entry_attributes(self._table.get(inode_id))
+    def getattr(self, nodeid: int, ctx: RequestContext) -> EntryAttributes:
+        return entry_attributes(self._table.get(nodeid), nodeid)
 
     @answers_later
     async def setattr(
         self,
-        inode_id: int,
+        nodeid: int,
         attr: EntryAttributes,
         fields: SetattrFields,
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        inode = self._table.get(inode_id)
         if fields.update_size:
-            await self._truncate(inode, attr.st_size, ctx)
-            inode = self._table.get(inode_id)
+            await self._truncate(self._table.named(nodeid), attr.st_size, ctx)
+        inode = self._table.get(nodeid)
         self._names.change_attributes(
             inode,
             AttributeChange(
@@ -141,12 +141,13 @@ class Operations(pyfuse3.Operations):
                 ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
             ),
         )
-        file = self._table.live(inode_id)
+        file = self._table.live(inode.id)
         if file is not None:
             self._files.set_staged_times(file)
-        return entry_attributes(inode)
+        return entry_attributes(inode, nodeid)
 
     async def _truncate(self, inode: Inode, size: int, ctx: RequestContext) -> None:
+        await self._files.prepare(inode, os.O_WRONLY if size else os.O_WRONLY | os.O_TRUNC)
         handle = self._files.open(inode, os.O_WRONLY, is_privileged=ctx.uid == 0)
         try:
             await self._files.truncate(handle.file, size, is_privileged=ctx.uid == 0)
@@ -154,26 +155,28 @@ class Operations(pyfuse3.Operations):
             self._files.release(handle)
 
     @answers
-    def getxattr(self, inode_id: int, name: bytes, ctx: RequestContext) -> bytes:
-        return self._names.get_xattr(inode_id, name)
+    def getxattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self._names.get_xattr(self._table.inode_id(nodeid), name)
 
     @answers
-    def setxattr(self, inode_id: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        self._names.set_xattr(inode_id, name, value)
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._names.set_xattr(self._table.inode_id(nodeid), name, value)
 
     @answers
-    def listxattr(self, inode_id: int, ctx: RequestContext) -> list[bytes]:
-        return self._names.list_xattrs(inode_id)
+    def listxattr(self, nodeid: int, ctx: RequestContext) -> list[bytes]:
+        return self._names.list_xattrs(self._table.inode_id(nodeid))
 
     @answers
-    def removexattr(self, inode_id: int, name: bytes, ctx: RequestContext) -> None:
-        self._names.remove_xattr(inode_id, name)
+    def removexattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> None:
+        self._names.remove_xattr(self._table.inode_id(nodeid), name)
 
     # Regular files
 
     @answers_later
-    async def open(self, inode_id: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = self._files.open(self._table.get(inode_id), flags, is_privileged=ctx.uid == 0)
+    async def open(self, nodeid: int, flags: int, ctx: RequestContext) -> FileInfo:
+        inode = self._table.named(nodeid)
+        await self._files.prepare(inode, flags)
+        handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         if flags & os.O_TRUNC:
             try:
                 await self._files.truncate(handle.file, 0, is_privileged=handle.is_privileged)
@@ -189,6 +192,7 @@ class Operations(pyfuse3.Operations):
         inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         handle.file.name = (parent, name)
+        self._files.prepare_new(handle.file)
         return self._file_info(handle), self._new_entry(inode)
 
     def _file_info(self, handle: Handle) -> FileInfo:
@@ -223,12 +227,13 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def readdir(self, fh: int, position: int, token: ReaddirToken) -> None:
-        reply, looked_up = pyfuse3.readdir_reply, self._table.looked_up
+        reply, table = pyfuse3.readdir_reply, self._table
         for after, name, inode in self._streams[fh].entries(position):
-            if not reply(token, name, entry_attributes(inode), after):
+            nodeid = table.nodeid(inode.id)
+            if not reply(token, name, entry_attributes(inode, nodeid), after):
                 return
             if after > 2:  # the kernel does not count "." and ".."
-                looked_up(inode.id)
+                table.looked_up(nodeid)
 
     @answers
     def releasedir(self, fh: int) -> None:

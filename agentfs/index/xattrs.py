@@ -10,12 +10,12 @@ class Xattrs:
 
     def __init__(self, index: IndexConnection) -> None:
         self._execute = index.execute
-        self._any = index.execute("SELECT 1 FROM xattr LIMIT 1").fetchone() is not None
+        self.any = index.execute("SELECT 1 FROM xattr LIMIT 1").fetchone() is not None
         """Whether any inode has any. The kernel asks for a capability before the first write of
         every file and most stores never hold one."""
 
     def get(self, inode: int, name: bytes) -> bytes | None:
-        if not self._any:
+        if not self.any:
             return None
         row = self._execute(
             "SELECT value FROM xattr WHERE inode = ? AND name = ?", (inode, name)
@@ -23,7 +23,7 @@ class Xattrs:
         return row[0] if row is not None else None
 
     def set(self, inode: int, name: bytes, value: bytes) -> None:
-        self._any = True
+        self.any = True
         self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
 
     def names(self, inode: int) -> list[bytes]:
@@ -32,12 +32,12 @@ class Xattrs:
 
     def remove(self, inode: int, name: bytes) -> bool:
         """True when there was one."""
-        if not self._any:
+        if not self.any:
             return False
         cursor = self._execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name))
         return cursor.rowcount > 0
 
     def remove_all(self, inode: int) -> None:
         """Of an inode that is removed."""
-        if self._any:
+        if self.any:
             self._execute("DELETE FROM xattr WHERE inode = ?", (inode,))

@@ -1,0 +1,202 @@
+"""Resident images: whole contents on tmpfs, one for all the files that have the content.
+
+An image is named by its digest and never changes. The kernel reads it for every
+inode that is attached to it, so all who map it share its pages. Images are made
+by decompressing, or kept when a staged file is sealed, which costs a rename.
+Together with staged files they stay within the budget of the tmpfs; to make room,
+the images that have served least go first, never one that a program has open.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Protocol
+
+import trio
+
+from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.livefile import LiveFile
+from agentfs.filesystem.staging import StagedFile, Staging
+
+log = logging.getLogger(__name__)
+
+_LARGEST_SHARE = 0.5
+"""Of the budget; a larger content is served from the store, not made resident."""
+
+_INCOMPLETE = ".tmp"
+
+
+class Relay(Protocol):
+    """What passes reads and writes of an inode on to a file without asking us."""
+
+    def register(self, fd: int) -> int: ...
+    def unregister(self, backing_id: int) -> None: ...
+    def attach(
+        self,
+        nodeid: int,
+        backing_id: int,
+        fd: int,
+        *,
+        writable: bool,
+        fresh_until_ns: int,
+        capability_free: bool,
+    ) -> None: ...
+    def detach(self, nodeid: int) -> bool: ...
+    def opens(self, nodeid: int) -> int: ...
+    def attr_changed(self, nodeid: int) -> None: ...
+    def set_ino(self, nodeid: int, ino: int) -> None: ...
+    def forget_ino(self, nodeid: int) -> None: ...
+
+
+class Image:
+    """One resident content."""
+
+    __slots__ = ("backing", "digest", "fd", "path", "priority", "size", "users", "uses")
+
+    def __init__(self, digest: bytes, path: str, fd: int, backing: int, size: int) -> None:
+        self.digest = digest
+        self.path = path
+        self.fd = fd  # owned; closed when the image is dropped
+        self.backing = backing
+        self.size = size
+        self.users: dict[int, LiveFile] = {}
+        """Files attached to it, by nodeid."""
+        self.uses = 0
+        self.priority = 0.0
+
+
+class Images:
+    """The resident images of one mount."""
+
+    def __init__(self, staging: Staging, reader: ContentReader, relay: Relay) -> None:
+        self._staging = staging
+        self._reader = reader
+        self._relay = relay
+        self._directory = staging.image_directory()
+        self._images: dict[bytes, Image] = {}
+        self._made: dict[bytes, trio.Event] = {}
+        self._clock = 0.0
+        staging.make_room = self.make_room
+        for path in self._directory.iterdir():
+            path.unlink()  # of an earlier daemon; what is needed again is made again
+
+    @property
+    def count(self) -> int:
+        return len(self._images)
+
+    async def get(self, content: int) -> Image | None:
+        """The image of a content, made if need be; None: it is not to be resident.
+
+        :raises ContentDamaged: the digest differs
+        """
+        recipe = self._reader.recipe(content)
+        digest = recipe.digest
+        while digest not in self._images:
+            made = self._made.get(digest)
+            if made is not None:
+                await made.wait()
+                continue
+            if recipe.size > _LARGEST_SHARE * self._staging.budget_bytes:
+                return None
+            if not self._staging.fits(recipe.size):
+                return None
+            self._made[digest] = made = trio.Event()
+            try:
+                await self._make(content, digest, recipe.size)
+            finally:
+                del self._made[digest]
+                made.set()
+        return self._images[digest]
+
+    async def _make(self, content: int, digest: bytes, size: int) -> None:
+        path = f"{self._directory}/{digest.hex()}"
+        self._staging.used_bytes += size  # reserved while it is made
+        fd = os.open(
+            path + _INCOMPLETE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+        )
+        try:
+            await self._reader.copy_to(content, fd)
+            os.rename(path + _INCOMPLETE, path)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path + _INCOMPLETE)
+            self._staging.used_bytes -= size
+            raise
+        self._add(digest, path, fd, size)
+
+    def _add(self, digest: bytes, path: str, fd: int, size: int) -> Image:
+        image = Image(digest, path, fd, self._relay.register(fd), size)
+        image.priority = self._clock
+        self._images[digest] = image
+        return image
+
+    def find(self, content: int) -> Image | None:
+        """The image of a content, if there is one."""
+        return self._images.get(self._reader.recipe(content).digest)
+
+    def adopt(self, content: int, staged: StagedFile, backing: int, size: int) -> Image | None:
+        """Make a sealed file's staged copy the image of its content; None: there is one already."""
+        digest = self._reader.recipe(content).digest
+        if digest in self._images or digest in self._made or staged.on_disk:
+            return None
+        path = f"{self._directory}/{digest.hex()}"
+        os.rename(staged.path, path)
+        fd, staged.fd = staged.descriptor(), None
+        image = Image(digest, path, fd, backing, size)
+        image.priority = self._clock
+        self._images[digest] = image
+        return image
+
+    def give_up(self, image: Image, inode_id: int) -> StagedFile:
+        """Turn an image that has one user back into that user's staged file."""
+        del self._images[image.digest]
+        staged = self._staging.accept(inode_id, image.path, image.fd)
+        staged.counted_bytes = image.size
+        return staged
+
+    def use(self, image: Image, file: LiveFile) -> None:
+        """Note that a file is being attached to it."""
+        image.users[file.nodeid] = file
+        file.image = image
+        image.uses += 1
+        # Greedy dual: what is made again in proportion to its size is worth its frequency.
+        image.priority = self._clock + image.uses
+
+    def leave(self, file: LiveFile) -> bool:
+        """Detach a file from its image; False, and nothing changed, while it is open."""
+        if not self._relay.detach(file.nodeid):
+            return False
+        if file.image is not None:
+            file.image.users.pop(file.nodeid, None)
+            file.image = None
+        return True
+
+    def make_room(self, wanted: int) -> bool:
+        """Drop images that nobody has open until *wanted* bytes fit; False if they cannot."""
+        budget = self._staging.budget_bytes
+        for image in sorted(self._images.values(), key=lambda image: image.priority):
+            if self._staging.used_bytes + wanted <= budget:
+                break
+            if self._drop(image):
+                self._clock = image.priority
+        return self._staging.used_bytes + wanted <= budget
+
+    def _drop(self, image: Image) -> bool:
+        for file in list(image.users.values()):
+            if not self.leave(file):
+                return False
+        del self._images[image.digest]
+        self._relay.unregister(image.backing)
+        os.close(image.fd)
+        os.unlink(image.path)
+        self._staging.used_bytes -= image.size
+        return True
+
+    def close(self) -> None:
+        """Drop all: the mount is gone."""
+        for image in list(self._images.values()):
+            os.close(image.fd)
+            os.unlink(image.path)
+            self._staging.used_bytes -= image.size
+        self._images.clear()

@@ -1,0 +1,216 @@
+"""Files whose bytes the kernel moves without us: opening them, and letting them go.
+
+Before a program gets its descriptor, its inode is attached to a file on our
+tmpfs: to its staged copy when it is written, else to the resident image of its
+content. From then on the kernel reads and writes that file itself. What is left
+to decide here is which file that is, since the kernel keeps to one per inode for
+as long as anybody has the inode open:
+
+- not open: any; a writer gets a staged copy, a reader the image.
+- open for reading through an image that no other file uses: a writer gets that
+  very image, which thereby becomes the staged copy. Readers see what is written.
+- open for reading through an image that other files use: the name moves to a
+  fresh nodeid with a staged copy of its own, and the kernel is told to look the
+  name up again (ESTALE). Readers keep the bytes they have, as after a rename over it.
+- open and served by us (no room for an image): it stays so until it is closed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.files import DAY_NS, Files, Handle
+from agentfs.filesystem.images import Image, Images, Relay
+from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
+from agentfs.filesystem.namespace import Namespace
+from agentfs.filesystem.staging import StagedFile, Staging, copy_range
+from agentfs.index import Index
+from agentfs.model import Inode
+
+
+class PassthroughFiles(Files):
+    """Regular files in relay mode."""
+
+    def __init__(
+        self,
+        index: Index,
+        table: InodeTable,
+        namespace: Namespace,
+        staging: Staging,
+        contents: ContentReader,
+        relay: Relay,
+    ) -> None:
+        super().__init__(index, table, namespace, staging, contents)
+        self._relay = relay
+        self.images = Images(staging, contents, relay)
+        table.watch(relay.opens, relay.attr_changed, self._forgotten)
+
+    # Opening
+
+    async def prepare(self, inode: Inode, flags: int) -> None:
+        """Attach the inode to what the opening program is to read or write.
+
+        :raises StaleNode: the name has moved to another nodeid
+        """
+        file = self._table.enliven(inode)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        async with file.opening:
+            if not self._table.is_open(inode.id):
+                await self._attach_first(file, writes=writes, truncates=bool(flags & os.O_TRUNC))
+            elif writes and file.image is not None:
+                self._make_writable(file, file.image)
+
+    async def _attach_first(self, file: LiveFile, *, writes: bool, truncates: bool) -> None:
+        if file.image is not None and not writes:
+            self._attach_image(file, file.image)
+            return
+        if file.image is not None and self.images.leave(file) is False:
+            self._make_writable(file, file.image)  # a reader came between
+            return
+        if writes or file.staged is not None or file.inode.content is None:
+            self._attach_staged(file, await self._stage(file, limit=0 if truncates else None))
+            return
+        image = await self.images.get(file.inode.content)
+        if image is not None and file.staged is None:
+            self._attach_image(file, image)
+        elif file.staged is not None:
+            self._attach_staged(file, file.staged)
+
+    def prepare_new(self, file: LiveFile) -> None:
+        """Attach an inode just made."""
+        file.staged = staged = self._staging.create(file.inode.id)
+        os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))
+        self._attach_staged(file, staged)
+
+    def _attach_staged(self, file: LiveFile, staged: StagedFile) -> None:
+        fd = staged.descriptor()
+        if file.backing is None:
+            file.backing = self._relay.register(fd)
+        file.is_passed_through = True
+        self._relay.attach(
+            file.nodeid,
+            file.backing,
+            fd,
+            writable=True,
+            fresh_until_ns=0,
+            capability_free=not self._index.xattrs.any,
+        )
+
+    def _attach_image(self, file: LiveFile, image: Image) -> None:
+        self._record_atime(file.inode)
+        self.images.use(image, file)
+        self._relay.attach(
+            file.nodeid,
+            image.backing,
+            image.fd,
+            writable=False,
+            fresh_until_ns=file.inode.atime_ns + DAY_NS,
+            capability_free=not self._index.xattrs.any,
+        )
+
+    def _make_writable(self, file: LiveFile, image: Image) -> None:
+        if len(image.users) > 1:
+            self._split(file, image)
+            raise StaleNode
+        staged = self.images.give_up(image, file.inode.id)
+        os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))
+        file.image = None
+        file.staged = staged
+        file.backing = image.backing
+        self._attach_staged(file, staged)
+
+    def _split(self, file: LiveFile, image: Image) -> None:
+        """Let those who have the file open keep the image, and the name get a fresh nodeid."""
+        fresh = self._table.split(file)
+        self._relay.set_ino(fresh.nodeid, fresh.inode.id)
+
+    async def _copy_content(self, inode: Inode, content: int, limit: int | None) -> StagedFile:
+        image = self.images.find(content)
+        if image is None:
+            return await super()._copy_content(inode, content, limit)
+        size = inode.size if limit is None else min(limit, inode.size)
+        staged = self._staging.create_incomplete(inode.id, size)
+        try:
+            copy_range(image.fd, staged.descriptor(), 0, size)
+            os.ftruncate(staged.descriptor(), size)
+            os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
+            self._staging.complete(staged)
+        except BaseException:
+            staged.close()
+            os.unlink(staged.path)
+            raise
+        self._staging.count(staged, size)
+        return staged
+
+    # Letting go
+
+    def release(self, handle: Handle) -> None:
+        file = handle.file
+        if handle.is_writer and file.is_passed_through:
+            changed = file.refresh()
+            if changed and not handle.is_privileged:
+                self._namespace.drop_privileges(file.inode)
+                self._namespace.drop_capabilities(file.inode)
+                self._relay.attr_changed(file.nodeid)
+            if file.staged is not None:
+                self._staging.count(file.staged, file.inode.size)
+            file.note_change()  # a mapping may have changed bytes without a trace
+        super().release(handle)
+
+    def closed(self, nodeid: int) -> None:
+        """The last descriptor of an inode has gone that the relay knows of."""
+        file = self._table.live_at(nodeid)
+        if file is not None and not file.handles:
+            self.unstage_if_sealed(file)
+            self._table.released(file)
+
+    def unstage_if_sealed(self, file: LiveFile) -> None:
+        """Keep the staged copy of a sealed file that nobody writes as the content's image."""
+        staged = file.staged
+        if staged is None or file.writers or file.is_dirty:
+            return
+        if not file.is_passed_through or file.backing is None:
+            super().unstage_if_sealed(file)
+            return
+        if file.inode.content is not None and self._keep_as_image(file, staged, file.backing):
+            return
+        if self._relay.detach(file.nodeid):
+            self._relay.unregister(file.backing)
+            file.backing = None
+            file.is_passed_through = False
+            super().unstage_if_sealed(file)
+
+    def _keep_as_image(self, file: LiveFile, staged: StagedFile, backing: int) -> bool:
+        assert file.inode.content is not None
+        self._staging.count(staged, file.inode.size)
+        image = self.images.adopt(file.inode.content, staged, backing, file.inode.size)
+        if image is None:
+            return False
+        file.staged = None
+        file.backing = None
+        file.is_passed_through = False
+        self._attach_image(file, image)
+        return True
+
+    def _forgotten(self, file: LiveFile) -> None:
+        """The kernel does not know the inode any more."""
+        if file.image is not None:
+            self.images.leave(file)
+        elif file.backing is not None and self._relay.detach(file.nodeid):
+            file.refresh()
+            self._relay.unregister(file.backing)
+            file.backing = None
+            file.is_passed_through = False
+
+    def abandon(self) -> None:
+        """The mount is gone: what is attached is ours again."""
+        for file in list(self._table.files()):
+            if file.is_passed_through:
+                file.refresh()
+                file.note_change()
+                file.is_passed_through = False
+                file.backing = None
+            file.image = None
+        self.images.close()
+
