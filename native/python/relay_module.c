@@ -1,0 +1,589 @@
+/*
+ * agentfs.fuse._relay: the relay for Python. Its threads never take the GIL; what is called here
+ * holds it, except while mounting, unmounting and joining threads.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "device.h"
+#include "relay.h"
+
+struct relay_object {
+    PyObject_HEAD struct relay *relay; /* guarded by the GIL; owned; NULL when closed */
+    PyObject *mountpoint;              /* owned; bytes */
+    int python_fd;    /* owned, but libfuse closes it, too: see close_python_fd() */
+    ino_t python_ino; /* of that socket */
+    int event_fd;     /* owned */
+    bool is_started;
+    bool was_unmounted; /* what the relay said when it was closed */
+};
+
+static PyObject *raise_errno(int error, PyObject *filename)
+{
+    errno = error;
+    return PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, filename);
+}
+
+/* NULL with ValueError when closed. */
+static struct relay *relay_of(struct relay_object *self)
+{
+    if (self->relay == NULL)
+        PyErr_SetString(PyExc_ValueError, "the relay is closed");
+    return self->relay;
+}
+
+/* --- life ---------------------------------------------------------------------------------- */
+
+/* libfuse closes the descriptor that it was given as /dev/fd/N; by now the number may be someone
+ * else's. */
+static void close_python_fd(struct relay_object *self)
+{
+    struct stat stat;
+    if (self->python_fd >= 0 && fstat(self->python_fd, &stat) == 0 && S_ISSOCK(stat.st_mode) &&
+        stat.st_ino == self->python_ino)
+        close(self->python_fd);
+    self->python_fd = -1;
+}
+
+static int relay_init(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"mountpoint", "options", "threads", NULL};
+    struct relay_object *self = (struct relay_object *)object;
+    struct relay_setup setup = {.threads = 2};
+    struct relay *relay = NULL;
+    PyObject *mountpoint;
+    const char *options;
+    struct stat stat;
+    int error;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&s|$i:Relay", names, PyUnicode_FSConverter,
+                                     &mountpoint, &options, &setup.threads))
+        return -1;
+    if (self->mountpoint != NULL || setup.threads < 1 || setup.threads > RELAY_THREADS_MAX) {
+        PyErr_SetString(PyExc_ValueError,
+                        self->mountpoint ? "a relay is made once" : "threads: 1 to 16");
+        Py_DECREF(mountpoint);
+        return -1;
+    }
+    self->mountpoint = mountpoint;
+    self->python_fd = self->event_fd = setup.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    self->python_fd = -1;
+    if (self->event_fd < 0)
+        goto failed;
+    setup.device = device_open();
+    if (setup.device < 0)
+        goto failed;
+    Py_BEGIN_ALLOW_THREADS
+        error = device_mount(setup.device, PyBytes_AS_STRING(mountpoint), options);
+        if (error == 0) {
+            error = relay_new(&setup, &relay, &self->python_fd);
+            if (error)
+                device_unmount(PyBytes_AS_STRING(mountpoint), true);
+        }
+    Py_END_ALLOW_THREADS
+    if (error) {
+        close(setup.device);
+        errno = error;
+        goto failed;
+    }
+    self->relay = relay;
+    if (fstat(self->python_fd, &stat) == 0)
+        self->python_ino = stat.st_ino;
+    return 0;
+
+failed:
+    raise_errno(errno, mountpoint);
+    return -1;
+}
+
+static PyObject *relay_start_method(PyObject *object, PyObject *unused)
+{
+    struct relay_object *self = (struct relay_object *)object;
+    struct relay *relay = relay_of(self);
+
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    if (self->is_started) {
+        PyErr_SetString(PyExc_ValueError, "the relay runs already");
+        return NULL;
+    }
+    self->is_started = true;
+    int error = relay_start(relay);
+    if (error)
+        return raise_errno(error, NULL);
+    Py_RETURN_NONE;
+}
+
+static PyObject *relay_close_method(PyObject *object, PyObject *unused)
+{
+    struct relay_object *self = (struct relay_object *)object;
+    struct relay *relay = self->relay;
+
+    (void)unused;
+    if (relay != NULL) {
+        self->was_unmounted = relay_is_unmounted(relay);
+        self->relay = NULL;
+        Py_BEGIN_ALLOW_THREADS
+            relay_stop(relay);
+            relay_free(relay);
+        Py_END_ALLOW_THREADS
+        close_python_fd(self);
+        close(self->event_fd);
+        self->event_fd = -1;
+    }
+    Py_RETURN_NONE;
+}
+
+static void relay_dealloc(PyObject *object)
+{
+    struct relay_object *self = (struct relay_object *)object;
+    PyTypeObject *type = Py_TYPE(object);
+
+    Py_XDECREF(relay_close_method(object, NULL));
+    if (self->mountpoint != NULL && self->event_fd >= 0)
+        close(self->event_fd);
+    Py_XDECREF(self->mountpoint);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static PyObject *relay_unmount_method(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"lazy", NULL};
+    struct relay_object *self = (struct relay_object *)object;
+    int lazy;
+    int error;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "p:unmount", names, &lazy))
+        return NULL;
+    PyObject *mountpoint = Py_NewRef(self->mountpoint);
+    Py_BEGIN_ALLOW_THREADS
+        error = device_unmount(PyBytes_AS_STRING(mountpoint), lazy);
+    Py_END_ALLOW_THREADS
+    PyObject *result = error ? raise_errno(error, mountpoint) : Py_NewRef(Py_None);
+    Py_DECREF(mountpoint);
+    return result;
+}
+
+/* --- backing files ------------------------------------------------------------------------- */
+
+static PyObject *relay_register_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    if (relay == NULL)
+        return NULL;
+    int fd = PyObject_AsFileDescriptor(argument);
+    if (fd < 0)
+        return NULL;
+    int32_t id = device_backing_open(relay_device(relay), fd);
+    return id < 0 ? raise_errno(errno, NULL) : PyLong_FromLong(id);
+}
+
+static PyObject *relay_unregister_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    if (relay == NULL)
+        return NULL;
+    long id = PyLong_AsLong(argument);
+    if (id == -1 && PyErr_Occurred())
+        return NULL;
+    if (id < 1 || id > INT32_MAX)
+        return raise_errno(EINVAL, NULL);
+    int error = device_backing_close(relay_device(relay), (int32_t)id);
+    if (error)
+        return raise_errno(error, NULL);
+    Py_RETURN_NONE;
+}
+
+static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"nodeid",         "backing_id",      "fd", "writable",
+                            "fresh_until_ns", "capability_free", NULL};
+    struct relay *relay = relay_of((struct relay_object *)object);
+    unsigned long long nodeid;
+    long long fresh_until_ns;
+    struct backing backing;
+    int writable;
+    int capability_free;
+    int fd;
+
+    if (relay == NULL)
+        return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Kii$pLp:attach", names, &nodeid, &backing.id,
+                                     &fd, &writable, &fresh_until_ns, &capability_free))
+        return NULL;
+    if (backing.id < 1 || nodeid == 0)
+        return raise_errno(EINVAL, NULL);
+    backing.writable = writable;
+    backing.capability_free = capability_free;
+    backing.fresh_until_ns = fresh_until_ns;
+    backing.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (backing.fd < 0)
+        return raise_errno(errno, NULL);
+    int error = table_attach(relay_table(relay), nodeid, &backing);
+    if (error)
+        return raise_errno(error, NULL);
+    Py_RETURN_NONE;
+}
+
+/* False with an exception. */
+static bool take_nodeid(PyObject *argument, uint64_t *nodeid)
+{
+    *nodeid = PyLong_AsUnsignedLongLong(argument);
+    return *nodeid != (uint64_t)-1 || !PyErr_Occurred();
+}
+
+static PyObject *relay_detach_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    uint64_t nodeid;
+    if (relay == NULL || !take_nodeid(argument, &nodeid))
+        return NULL;
+    return PyBool_FromLong(table_detach(relay_table(relay), nodeid));
+}
+
+static PyObject *relay_opens_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    uint64_t nodeid;
+    if (relay == NULL || !take_nodeid(argument, &nodeid))
+        return NULL;
+    return PyLong_FromLongLong(table_opens(relay_table(relay), nodeid));
+}
+
+static PyObject *relay_attr_changed_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    uint64_t nodeid;
+    if (relay == NULL || !take_nodeid(argument, &nodeid))
+        return NULL;
+    table_attr_changed(relay_table(relay), nodeid);
+    Py_RETURN_NONE;
+}
+
+static PyObject *relay_set_ino_method(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"nodeid", "ino", NULL};
+    struct relay *relay = relay_of((struct relay_object *)object);
+    unsigned long long nodeid;
+    unsigned long long ino;
+
+    if (relay == NULL ||
+        !PyArg_ParseTupleAndKeywords(args, keywords, "KK:set_ino", names, &nodeid, &ino))
+        return NULL;
+    if (!table_set_ino(relay_table(relay), nodeid, ino))
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *relay_forget_ino_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    uint64_t nodeid;
+    if (relay == NULL || !take_nodeid(argument, &nodeid))
+        return NULL;
+    table_forget_ino(relay_table(relay), nodeid);
+    Py_RETURN_NONE;
+}
+
+/* --- what happened ------------------------------------------------------------------------- */
+
+static PyObject *relay_drain_method(PyObject *object, PyObject *unused)
+{
+    struct relay_object *self = (struct relay_object *)object;
+    struct relay *relay = relay_of(self);
+    eventfd_t count;
+    uint64_t nodeid;
+    bool last;
+
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    PyObject *events = PyList_New(0);
+    if (events == NULL)
+        return NULL;
+    /* First: what comes from now on makes it readable again. */
+    eventfd_read(self->event_fd, &count);
+    if (relay_is_unmounted(relay))
+        eventfd_write(self->event_fd, 1);
+    while (table_next_event(relay_table(relay), &nodeid, &last)) {
+        PyObject *event =
+            Py_BuildValue("KO", (unsigned long long)nodeid, last ? Py_True : Py_False);
+        if (event == NULL || PyList_Append(events, event) != 0) {
+            Py_XDECREF(event);
+            Py_DECREF(events);
+            return NULL;
+        }
+        Py_DECREF(event);
+    }
+    return events;
+}
+
+static int add_count(PyObject *counts, const char *name, unsigned long long value)
+{
+    PyObject *number = PyLong_FromUnsignedLongLong(value);
+    int result = number ? PyDict_SetItemString(counts, name, number) : -1;
+    Py_XDECREF(number);
+    return result;
+}
+
+static PyObject *relay_stats_method(PyObject *object, PyObject *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    uint64_t values[COUNTERS];
+
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    PyObject *counts = PyDict_New();
+    if (counts == NULL)
+        return NULL;
+    relay_counts(relay, values);
+    for (int i = 0; i < COUNTERS; i++) {
+        if (add_count(counts, relay_counter_names[i], values[i]) != 0)
+            goto failed;
+    }
+    if (add_count(counts, "pending", relay_pending(relay)) != 0 ||
+        add_count(counts, "queued_bytes", relay_queued_bytes(relay)) != 0 ||
+        add_count(counts, "attached", table_attached(relay_table(relay))) != 0 ||
+        add_count(counts, "max_write", relay_max_write(relay)) != 0)
+        goto failed;
+    return counts;
+
+failed:
+    Py_DECREF(counts);
+    return NULL;
+}
+
+typedef size_t init_reader(struct relay *relay, uint8_t *bytes, size_t room);
+
+static PyObject *init_bytes(PyObject *object, init_reader *read)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    uint8_t bytes[512];
+    if (relay == NULL)
+        return NULL;
+    size_t size = read(relay, bytes, sizeof bytes);
+    return PyBytes_FromStringAndSize((const char *)bytes, (Py_ssize_t)size);
+}
+
+static PyObject *get_init_request(PyObject *object, void *unused)
+{
+    (void)unused;
+    return init_bytes(object, relay_init_request);
+}
+
+static PyObject *get_init_reply(PyObject *object, void *unused)
+{
+    (void)unused;
+    return init_bytes(object, relay_init_reply);
+}
+
+static PyObject *get_python_fd(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(((struct relay_object *)object)->python_fd);
+}
+
+static PyObject *get_event_fd(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(((struct relay_object *)object)->event_fd);
+}
+
+static PyObject *get_ready(PyObject *object, void *unused)
+{
+    struct relay_object *self = (struct relay_object *)object;
+    (void)unused;
+    return PyBool_FromLong(self->relay && relay_is_ready(self->relay));
+}
+
+static PyObject *get_unmounted(PyObject *object, void *unused)
+{
+    struct relay_object *self = (struct relay_object *)object;
+    (void)unused;
+    return PyBool_FromLong(self->relay ? relay_is_unmounted(self->relay) : self->was_unmounted);
+}
+
+static PyObject *module_passthrough_available(PyObject *module, PyObject *unused)
+{
+    char reason[160];
+    const char *why;
+
+    (void)module;
+    (void)unused;
+    Py_BEGIN_ALLOW_THREADS
+        why = device_probe(reason, sizeof reason);
+    Py_END_ALLOW_THREADS
+    if (why == NULL)
+        Py_RETURN_NONE;
+    return PyUnicode_FromString(why);
+}
+
+/* --- documentation ------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(
+    passthrough_available_doc,
+    "passthrough_available($module, /)\n--\n\n"
+    "None when FUSE passthrough works here, else one line that says why not. Tried with a\n"
+    "mount that is attached nowhere.");
+
+PyDoc_STRVAR(
+    relay_doc,
+    "Relay(mountpoint, options, *, threads=2)\n--\n\n"
+    "Mounts a FUSE filesystem and stands between the kernel and pyfuse3; see docs/RELAY.md.\n\n"
+    "Opens /dev/fuse and mounts it; start() lets requests flow. Raises OSError when mounting "
+    "fails.\n\n"
+    ":param options: as for mount(8), comma-separated; fsname= is the source in /proc/mounts\n"
+    ":param threads: that read requests");
+
+PyDoc_STRVAR(start_doc, "start($self, /)\n--\n\n"
+                        "Start the threads. Once.");
+
+PyDoc_STRVAR(register_doc,
+             "register($self, fd, /)\n--\n\n"
+             "Give the kernel a backing file. Returns its backing id, at least 1, which any number "
+             "of\n"
+             "nodeids may share. The file stays open in the kernel until unregister() and the last "
+             "close.");
+
+PyDoc_STRVAR(unregister_doc, "unregister($self, backing_id, /)\n--\n\n"
+                             "Take a backing id back. Files open through it stay open.");
+
+PyDoc_STRVAR(
+    attach_doc,
+    "attach($self, nodeid, backing_id, fd, *, writable, fresh_until_ns, capability_free)\n--\n\n"
+    "From now on OPEN and CREATE replies for *nodeid* become passthrough to that backing file.\n\n"
+    "Attaching again with the same backing id replaces the rest; with another one it raises "
+    "OSError\n"
+    "EBUSY while the file is open.\n\n"
+    ":param fd: the backing file, for its size and times; the relay keeps a duplicate\n"
+    ":param writable: size and times are those of the backing file, in whatever reply\n"
+    ":param fresh_until_ns: on CLOCK_REALTIME; until then O_RDONLY opens are answered without "
+    "Python\n"
+    ":param capability_free: it has no security.capability; a SETXATTR ends that");
+
+PyDoc_STRVAR(detach_doc, "detach($self, nodeid, /)\n--\n\n"
+                         "Undo attach(). False, and nothing changed, while the file is open.");
+
+PyDoc_STRVAR(opens_doc, "opens($self, nodeid, /)\n--\n\n"
+                        "How many opens through its backing file there are.");
+
+PyDoc_STRVAR(
+    attr_changed_doc,
+    "attr_changed($self, nodeid, /)\n--\n\n"
+    "Forget its attributes: the next GETATTR comes to Python. For every change that is not "
+    "the\n"
+    "answer to a SETATTR, LINK, SETXATTR, REMOVEXATTR, WRITE or FALLOCATE: unlink and "
+    "rename too.");
+
+PyDoc_STRVAR(set_ino_doc, "set_ino($self, nodeid, ino)\n--\n\n"
+                          "Show *nodeid* to programs under the st_ino *ino*.");
+
+PyDoc_STRVAR(forget_ino_doc, "forget_ino($self, nodeid, /)\n--\n\n"
+                             "Undo set_ino().");
+
+PyDoc_STRVAR(drain_doc, "drain($self, /)\n--\n\n"
+                        "(nodeid, is it still not open) of each that was closed for the last time "
+                        "since the last call.");
+
+PyDoc_STRVAR(stats_doc, "stats($self, /)\n--\n\n"
+                        "Counters since the start; pending, queued_bytes and attached are of now.");
+
+PyDoc_STRVAR(unmount_doc, "unmount($self, lazy)\n--\n\n"
+                          "As umount(8): EBUSY while in use unless *lazy*. May block.");
+
+PyDoc_STRVAR(
+    close_doc,
+    "close($self, /)\n--\n\n"
+    "Stop and join the threads, close all descriptors. Does not unmount. What waits for an "
+    "answer\n"
+    "gets ENOTCONN. Closing twice is fine.");
+
+/* --- the module ---------------------------------------------------------------------------- */
+
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+
+static PyMethodDef relay_methods[] = {
+    {"start", relay_start_method, METH_NOARGS, start_doc},
+    {"register", relay_register_method, METH_O, register_doc},
+    {"unregister", relay_unregister_method, METH_O, unregister_doc},
+    {"attach", KEYWORDS(relay_attach_method), attach_doc},
+    {"detach", relay_detach_method, METH_O, detach_doc},
+    {"opens", relay_opens_method, METH_O, opens_doc},
+    {"attr_changed", relay_attr_changed_method, METH_O, attr_changed_doc},
+    {"set_ino", KEYWORDS(relay_set_ino_method), set_ino_doc},
+    {"forget_ino", relay_forget_ino_method, METH_O, forget_ino_doc},
+    {"drain", relay_drain_method, METH_NOARGS, drain_doc},
+    {"stats", relay_stats_method, METH_NOARGS, stats_doc},
+    {"unmount", KEYWORDS(relay_unmount_method), unmount_doc},
+    {"close", relay_close_method, METH_NOARGS, close_doc},
+    {0},
+};
+
+static PyGetSetDef relay_getset[] = {
+    {"python_fd", get_python_fd, NULL, "For pyfuse3, as /dev/fd/N; -1 when closed.", NULL},
+    {"event_fd", get_event_fd, NULL,
+     "Readable when drain() has something, when it became ready, and when the mount is gone.",
+     NULL},
+    {"ready", get_ready, NULL, "INIT is over: register() works from now on.", NULL},
+    {"unmounted", get_unmounted, NULL, "The kernel said that the mount is gone.", NULL},
+    {"init_request", get_init_request, NULL, "The kernel's INIT; empty before it came.", NULL},
+    {"init_reply", get_init_reply, NULL, "What it was answered; empty before.", NULL},
+    {0},
+};
+
+static PyType_Slot relay_slots[] = {
+    {Py_tp_doc, (void *)(uintptr_t)relay_doc},
+    {Py_tp_init, relay_init},
+    {Py_tp_dealloc, relay_dealloc},
+    {Py_tp_methods, relay_methods},
+    {Py_tp_getset, relay_getset},
+    {0, NULL},
+};
+
+static PyType_Spec relay_spec = {
+    .name = "agentfs.fuse._relay.Relay",
+    .basicsize = sizeof(struct relay_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = relay_slots,
+};
+
+static int module_exec(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &relay_spec, NULL);
+    if (type == NULL)
+        return -1;
+    int result = PyModule_AddObjectRef(module, "Relay", type);
+    Py_DECREF(type);
+    return result;
+}
+
+static PyMethodDef module_methods[] = {
+    {"passthrough_available", module_passthrough_available, METH_NOARGS, passthrough_available_doc},
+    {0},
+};
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "agentfs.fuse._relay",
+    .m_doc = "The relay in C; docs/RELAY.md.",
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__relay(void)
+{
+    return PyModuleDef_Init(&definition);
+}

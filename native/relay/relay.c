@@ -1,0 +1,803 @@
+#define _GNU_SOURCE
+#include "relay.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "device.h"
+#include "message.h"
+#include "pending.h"
+#include "queue.h"
+
+/* Several whole messages; the kernel takes memory for what is under way only. */
+enum { SOCKET_BYTES = 8 * 1024 * 1024 };
+
+/* Beyond these the kernel counts memory per message, not only its bytes. */
+enum { SOCKET_OVERHEAD_BYTES = 4096 };
+
+enum { THREADS_MAX = RELAY_THREADS_MAX + 3 };
+
+/* How long a stopped thread may sleep before it is woken again: a signal that comes just before a
+ * system call does not interrupt it. */
+enum { KICK_NS = 1000 * 1000 };
+
+enum { INIT_BYTES_MAX = 256 };
+
+const char *const relay_counter_names[COUNTERS] = {
+#define RELAY_COUNTER(name) #name,
+    RELAY_COUNTERS(RELAY_COUNTER)
+#undef RELAY_COUNTER
+};
+
+struct relay;
+
+struct thread {
+    struct relay *relay;
+    pthread_t id;
+    int device; /* of a reader */
+    bool is_started;
+    atomic_bool has_ended;
+};
+
+struct init_message {
+    uint8_t bytes[INIT_BYTES_MAX];
+    size_t size; /* 0: has not been seen */
+};
+
+struct relay {
+    struct table table;
+    struct pending pending;
+    struct queue requests;      /* to Python, while the socket is full */
+    struct queue notifications; /* to the kernel, which may block on them */
+
+    int devices[RELAY_THREADS_MAX]; /* owned; a reader each, replies go back through the same */
+    int readers;
+    int socket;   /* owned; the relay's end */
+    int event_fd; /* borrowed */
+    uint32_t max_write;
+    uint32_t page_bytes;
+
+    struct thread threads[THREADS_MAX]; /* readers first */
+    int thread_count;
+
+    atomic_bool is_stopping; /* threads other than readers */
+    atomic_bool are_readers_stopping;
+    atomic_bool is_python_gone;
+    atomic_bool is_ready; /* the kernel took the INIT reply */
+    atomic_bool is_unmounted;
+    _Atomic uint64_t counts[COUNTERS];
+
+    pthread_mutex_t init_lock;
+    struct init_message init_request; /* guarded by init_lock */
+    struct init_message init_reply;   /* guarded by init_lock */
+};
+
+static void count(struct relay *relay, enum relay_counter counter)
+{
+    atomic_fetch_add_explicit(&relay->counts[counter], 1, memory_order_relaxed);
+}
+
+/* --- to the kernel ------------------------------------------------------------------------- */
+
+/* False when the kernel did not take it: the request was aborted or the mount is gone. */
+static bool give_kernel(struct relay *relay, int device, const void *bytes, size_t size)
+{
+    ssize_t written;
+    do {
+        written = write(device, bytes, size);
+    } while (written < 0 && errno == EINTR);
+    if (written < 0)
+        count(relay, COUNTER_write_errors);
+    return written >= 0;
+}
+
+/* error is an errno, 0 for success. */
+static bool answer(struct relay *relay, int device, uint64_t unique, int error, const void *body,
+                   size_t body_bytes)
+{
+    union {
+        struct fuse_out_header header;
+        uint8_t bytes[sizeof(struct fuse_out_header) + sizeof(struct fuse_attr_out)];
+    } reply;
+
+    reply.header = (struct fuse_out_header){
+        .len = (uint32_t)(sizeof reply.header + body_bytes),
+        .error = -error,
+        .unique = unique,
+    };
+    if (body_bytes > 0)
+        memcpy(reply.bytes + sizeof reply.header, body, body_bytes);
+    return give_kernel(relay, device, &reply, reply.header.len);
+}
+
+/* Ends a request that Python will not answer any more. */
+static void fail(struct relay *relay, const struct origin *origin, int error)
+{
+    table_replied(&relay->table, &origin->stamp);
+    count(relay, COUNTER_failed);
+    answer(relay, origin->device, origin->unique, error, NULL, 0);
+}
+
+static void fail_pending(struct relay *relay)
+{
+    struct origin origin;
+    while (pending_take_any(&relay->pending, &origin))
+        fail(relay, &origin, ENOTCONN);
+}
+
+static void python_is_gone(struct relay *relay)
+{
+    atomic_store(&relay->is_python_gone, true);
+    fail_pending(relay);
+}
+
+static void mount_is_gone(struct relay *relay)
+{
+    atomic_store(&relay->is_unmounted, true);
+    eventfd_write(relay->event_fd, 1);
+}
+
+/* --- to Python ----------------------------------------------------------------------------- */
+
+/* What a failed send means. */
+enum delivery { DELIVERED, DELIVERY_LATER, DELIVERY_NEVER, DELIVERY_PYTHON_GONE };
+
+static enum delivery send_once(struct relay *relay, const uint8_t *bytes, size_t size)
+{
+    ssize_t sent;
+    do {
+        sent = send(relay->socket, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    if (sent >= 0)
+        return DELIVERED;
+    switch (errno) {
+    case EAGAIN:
+    case ENOBUFS:
+    case ENOMEM:
+        return DELIVERY_LATER;
+    case EMSGSIZE:
+        return DELIVERY_NEVER;
+    default:
+        return DELIVERY_PYTHON_GONE;
+    }
+}
+
+/* Never blocks: what does not fit waits in the queue, and behind it all that follows. */
+static enum delivery give_python(struct relay *relay, const uint8_t *bytes, size_t size)
+{
+    struct queue *queue = &relay->requests;
+    enum delivery delivery = DELIVERY_LATER;
+
+    pthread_mutex_lock(&queue->lock);
+    if (queue->head == NULL)
+        delivery = send_once(relay, bytes, size);
+    if (delivery == DELIVERY_LATER) {
+        delivery = queue_add_locked(queue, bytes, size) ? DELIVERED : DELIVERY_NEVER;
+        count(relay, COUNTER_queued);
+    }
+    pthread_mutex_unlock(&queue->lock);
+    return delivery;
+}
+
+static void forward(struct relay *relay, int device, const struct request *request,
+                    const uint8_t *bytes, size_t size)
+{
+    const struct fuse_in_header *header = &request->header;
+    bool wants_reply = message_wants_reply(header->opcode);
+    struct origin origin = {
+        .unique = header->unique,
+        .nodeid = header->nodeid,
+        .opcode = header->opcode,
+        .device = device,
+    };
+
+    if (wants_reply) {
+        origin.stamp = table_forwarding(&relay->table, request, message_changes(request));
+        if (!pending_add(&relay->pending, &origin)) {
+            fail(relay, &origin, EIO);
+            return;
+        }
+    }
+    count(relay, COUNTER_forwarded);
+    enum delivery delivery = atomic_load(&relay->is_python_gone) ? DELIVERY_PYTHON_GONE
+                                                                 : give_python(relay, bytes, size);
+    if (delivery == DELIVERY_PYTHON_GONE)
+        python_is_gone(relay); /* this request with all others */
+    if (delivery == DELIVERY_NEVER && wants_reply &&
+        pending_take(&relay->pending, header->unique, &origin))
+        fail(relay, &origin, EIO);
+}
+
+/* Drains the queue; ends with it. */
+static void *forwarder(void *argument)
+{
+    struct thread *thread = argument;
+    struct relay *relay = thread->relay;
+    struct pollfd writable = {.fd = relay->socket, .events = POLLOUT};
+    const struct queued *first;
+
+    while ((first = queue_wait_first(&relay->requests)) != NULL) {
+        enum delivery delivery = send_once(relay, first->bytes, first->size);
+        if (delivery == DELIVERY_LATER) {
+            poll(&writable, 1, -1); /* interrupted when stopping */
+            if (!atomic_load(&relay->is_stopping))
+                continue;
+            delivery = DELIVERY_PYTHON_GONE;
+        }
+        if (delivery == DELIVERY_PYTHON_GONE)
+            python_is_gone(relay);
+        if (delivery == DELIVERY_NEVER) {
+            struct origin origin;
+            const struct fuse_in_header *header = (const void *)first->bytes;
+            if (pending_take(&relay->pending, header->unique, &origin))
+                fail(relay, &origin, EIO);
+        }
+        queue_drop_first(&relay->requests);
+    }
+    atomic_store(&thread->has_ended, true);
+    return NULL;
+}
+
+/* --- requests ------------------------------------------------------------------------------ */
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void save_init(struct relay *relay, struct init_message *saved, const uint8_t *bytes,
+                      size_t size)
+{
+    pthread_mutex_lock(&relay->init_lock);
+    if (size <= sizeof saved->bytes) {
+        memcpy(saved->bytes, bytes, size);
+        saved->size = size;
+    }
+    pthread_mutex_unlock(&relay->init_lock);
+}
+
+static bool answer_open(struct relay *relay, int device, const struct request *request)
+{
+    const struct fuse_open_in *in = (const void *)request->body;
+    const struct fuse_in_header *header = &request->header;
+    struct abi_open_out out = {
+        .fh = HANDLE_RELAY | header->nodeid,
+        .open_flags = ABI_FOPEN_PASSTHROUGH | FOPEN_NOFLUSH,
+    };
+
+    if (!table_answer_open(&relay->table, header->nodeid, in->flags, now_ns(), &out.backing_id))
+        return false;
+    count(relay, COUNTER_answered_open);
+    if (!answer(relay, device, header->unique, 0, &out, sizeof out))
+        table_closed(&relay->table, header->nodeid); /* no RELEASE will come */
+    return true;
+}
+
+/* Counts a RELEASE down; true when Python need not know of it. */
+static bool answer_release(struct relay *relay, int device, const struct request *request)
+{
+    const struct fuse_release_in *in = (const void *)request->body;
+    const struct fuse_in_header *header = &request->header;
+
+    if ((in->fh & HANDLE_OURS) == 0)
+        return false;
+    table_closed(&relay->table, header->nodeid);
+    if ((in->fh & HANDLE_RELAY) == 0)
+        return false;
+    count(relay, COUNTER_answered_release);
+    answer(relay, device, header->unique, 0, NULL, 0);
+    return true;
+}
+
+static bool answer_getattr(struct relay *relay, int device, const struct request *request)
+{
+    struct fuse_attr_out out;
+    if (!table_answer_getattr(&relay->table, request->header.nodeid, &out))
+        return false;
+    count(relay, COUNTER_answered_getattr);
+    answer(relay, device, request->header.unique, 0, &out, sizeof out);
+    return true;
+}
+
+static bool answer_getxattr(struct relay *relay, int device, const struct request *request)
+{
+    const char *name = (const char *)request->body + sizeof(struct fuse_getxattr_in);
+    if (strcmp(name, "security.capability") != 0 ||
+        !table_capability_free(&relay->table, request->header.nodeid))
+        return false;
+    count(relay, COUNTER_answered_getxattr);
+    answer(relay, device, request->header.unique, ENODATA, NULL, 0);
+    return true;
+}
+
+static bool answer_flush(struct relay *relay, int device, const struct request *request)
+{
+    count(relay, COUNTER_answered_flush);
+    answer(relay, device, request->header.unique, ENOSYS, NULL, 0);
+    return true;
+}
+
+/* True when it needs no forwarding. */
+static bool answer_here(struct relay *relay, int device, const struct request *request)
+{
+    switch (request->header.opcode) {
+    case FUSE_OPEN:
+        return answer_open(relay, device, request);
+    case FUSE_RELEASE:
+        return answer_release(relay, device, request);
+    case FUSE_GETATTR:
+        return answer_getattr(relay, device, request);
+    case FUSE_GETXATTR:
+        return answer_getxattr(relay, device, request);
+    case FUSE_FLUSH:
+        return answer_flush(relay, device, request);
+    default:
+        return false;
+    }
+}
+
+static void handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size)
+{
+    struct request request;
+
+    count(relay, COUNTER_requests);
+    enum request_state state = message_request(bytes, size, &request);
+    if (state != REQUEST_OK) {
+        count(relay, COUNTER_malformed_requests);
+        if (state == REQUEST_BAD && request.header.unique != 0 &&
+            message_wants_reply(request.header.opcode))
+            answer(relay, device, request.header.unique, EIO, NULL, 0);
+        return;
+    }
+    if (answer_here(relay, device, &request))
+        return;
+    switch (request.header.opcode) {
+    case FUSE_INIT:
+        save_init(relay, &relay->init_request, bytes, size);
+        size = message_hide_init(bytes, size);
+        break;
+    case FUSE_INTERRUPT:
+        count(relay, COUNTER_interrupts);
+        break;
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+        count(relay, COUNTER_forgets);
+        break;
+    default:
+        message_clear_handles(&request);
+        break;
+    }
+    forward(relay, device, &request, bytes, size);
+}
+
+static void *reader(void *argument)
+{
+    struct thread *thread = argument;
+    struct relay *relay = thread->relay;
+    uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
+
+    while (bytes && !atomic_load(&relay->are_readers_stopping)) {
+        ssize_t size = read(thread->device, bytes, MESSAGE_BYTES_MAX);
+        if (size > 0) {
+            handle_request(relay, thread->device, bytes, (size_t)size);
+        } else if (size == 0 || errno == ENODEV || errno == ECONNABORTED) {
+            mount_is_gone(relay);
+            break;
+        } else if (errno != EINTR && errno != ENOENT && errno != EAGAIN) {
+            count(relay, COUNTER_read_errors);
+            if (errno == EBADF || errno == EPERM || errno == EINVAL) {
+                mount_is_gone(relay);
+                break;
+            }
+        }
+    }
+    free(bytes);
+    atomic_store(&thread->has_ended, true);
+    return NULL;
+}
+
+/* --- replies ------------------------------------------------------------------------------- */
+
+static size_t amend_init(struct relay *relay, uint8_t *bytes, size_t size)
+{
+    struct fuse_init_in offered = {0};
+    bool passthrough;
+
+    pthread_mutex_lock(&relay->init_lock);
+    const struct init_message *saved = &relay->init_request;
+    if (saved->size > sizeof(struct fuse_in_header)) {
+        size_t body = saved->size - sizeof(struct fuse_in_header);
+        memcpy(&offered, saved->bytes + sizeof(struct fuse_in_header),
+               body < sizeof offered ? body : sizeof offered);
+    }
+    pthread_mutex_unlock(&relay->init_lock);
+    struct init_wishes wishes = {&offered, relay->max_write, relay->page_bytes};
+    size = message_amend_init(bytes, size, &wishes, &passthrough);
+    count(relay, COUNTER_amended_init);
+    save_init(relay, &relay->init_reply, bytes, size);
+    return size;
+}
+
+/* bytes is a valid reply, in a buffer of MESSAGE_BYTES_MAX. */
+static void relay_reply(struct relay *relay, const struct origin *origin, uint8_t *bytes,
+                        size_t size)
+{
+    uint64_t counted = 0; /* the nodeid whose count went up for this */
+
+    if (origin->opcode == FUSE_INIT)
+        size = amend_init(relay, bytes, size);
+    if (!table_amend_attributes(&relay->table, origin->opcode, origin->nodeid, &origin->stamp,
+                                bytes, size)) {
+        count(relay, COUNTER_malformed_replies);
+        fail(relay, origin, EIO);
+        return;
+    }
+    struct abi_open_out *out = message_open_out(origin->opcode, bytes);
+    if (out && out->fh & HANDLE_OURS) {
+        count(relay, COUNTER_malformed_replies);
+        fail(relay, origin, EIO);
+        return;
+    }
+    if (out) {
+        struct attributes created;
+        uint64_t nodeid = origin->nodeid;
+        if (message_one_attributes(origin->opcode, nodeid, bytes, &created))
+            nodeid = created.nodeid;
+        if (table_amend_open(&relay->table, nodeid, out)) {
+            count(relay, COUNTER_amended_open);
+            counted = nodeid;
+        }
+    }
+    table_replied(&relay->table, &origin->stamp);
+    count(relay, COUNTER_replied);
+    bool taken = give_kernel(relay, origin->device, bytes, size);
+    if (!taken && counted != 0)
+        table_closed(&relay->table, counted); /* no RELEASE will come */
+    if (taken && origin->opcode == FUSE_INIT) {
+        atomic_store(&relay->is_ready, true);
+        eventfd_write(relay->event_fd, 1);
+    }
+}
+
+static void handle_reply(struct relay *relay, uint8_t *bytes, size_t size)
+{
+    struct fuse_out_header header;
+    struct origin origin;
+
+    if (size < sizeof header) {
+        count(relay, COUNTER_malformed_replies);
+        return;
+    }
+    memcpy(&header, bytes, sizeof header);
+    if (header.unique == 0) {
+        if (header.len != size || size > MESSAGE_BYTES_MAX)
+            count(relay, COUNTER_malformed_replies);
+        else if (!queue_add(&relay->notifications, bytes, size))
+            count(relay, COUNTER_notify_errors);
+        return;
+    }
+    if (header.unique & ABI_UNIQUE_INTERRUPT) {
+        /* EAGAIN: the kernel shall send the INTERRUPT again, if its request is still there. */
+        bool is_valid = message_reply_valid(FUSE_INTERRUPT, bytes, size) && header.error != 0;
+        if (!is_valid)
+            count(relay, COUNTER_malformed_replies);
+        else if (pending_find(&relay->pending, header.unique & ~ABI_UNIQUE_INTERRUPT, &origin))
+            give_kernel(relay, origin.device, bytes, size);
+        return;
+    }
+    if (!pending_take(&relay->pending, header.unique, &origin)) {
+        count(relay, COUNTER_unknown_replies);
+        return;
+    }
+    if (size > MESSAGE_BYTES_MAX || !message_reply_valid(origin.opcode, bytes, size)) {
+        count(relay, COUNTER_malformed_replies);
+        fail(relay, &origin, EIO);
+        return;
+    }
+    relay_reply(relay, &origin, bytes, size);
+}
+
+static void *answerer(void *argument)
+{
+    struct thread *thread = argument;
+    struct relay *relay = thread->relay;
+    uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
+
+    while (bytes && !atomic_load(&relay->is_stopping)) {
+        /* MSG_TRUNC: the true size, so that a message too long shows as one whose length lies. */
+        ssize_t size = recv(relay->socket, bytes, MESSAGE_BYTES_MAX, MSG_TRUNC);
+        if (size > 0)
+            handle_reply(relay, bytes, (size_t)size);
+        else if (size == 0 || errno != EINTR)
+            break;
+    }
+    free(bytes);
+    python_is_gone(relay);
+    atomic_store(&thread->has_ended, true);
+    return NULL;
+}
+
+/* The kernel may make a notification wait for an operation whose reply is still to come. */
+static void *notifier(void *argument)
+{
+    struct thread *thread = argument;
+    struct relay *relay = thread->relay;
+    const struct queued *first;
+
+    while ((first = queue_wait_first(&relay->notifications)) != NULL) {
+        ssize_t written = write(relay->devices[0], first->bytes, first->size);
+        count(relay, written < 0 ? COUNTER_notify_errors : COUNTER_notifies);
+        queue_drop_first(&relay->notifications);
+    }
+    atomic_store(&thread->has_ended, true);
+    return NULL;
+}
+
+/* --- life ---------------------------------------------------------------------------------- */
+
+static void kicked(int number)
+{
+    (void)number;
+}
+
+static int kick_signal(void)
+{
+    return SIGRTMAX - 3;
+}
+
+static bool size_buffer(int socket, int force, int plain, int bytes)
+{
+    return setsockopt(socket, SOL_SOCKET, force, &bytes, sizeof bytes) == 0 ||
+           setsockopt(socket, SOL_SOCKET, plain, &bytes, sizeof bytes) == 0;
+}
+
+/* How much data a message may carry so that two of them fit into the socket. */
+static uint32_t fitting_write(int socket, uint32_t page_bytes)
+{
+    int bytes = 0;
+    socklen_t length = sizeof bytes;
+    getsockopt(socket, SOL_SOCKET, SO_SNDBUF, &bytes, &length);
+    int64_t room = bytes / 2 - SOCKET_OVERHEAD_BYTES;
+    if (room > MESSAGE_DATA_MAX)
+        room = MESSAGE_DATA_MAX;
+    room -= room % page_bytes;
+    return room > (int64_t)page_bytes ? (uint32_t)room : page_bytes;
+}
+
+static int make_sockets(struct relay *relay, int *python_fd)
+{
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+        return errno;
+    for (int i = 0; i < 2; i++) {
+        size_buffer(ends[i], SO_SNDBUFFORCE, SO_SNDBUF, SOCKET_BYTES);
+        size_buffer(ends[i], SO_RCVBUFFORCE, SO_RCVBUF, SOCKET_BYTES);
+    }
+    relay->socket = ends[0];
+    *python_fd = ends[1];
+    relay->max_write = fitting_write(ends[0], relay->page_bytes);
+    return 0;
+}
+
+static void close_devices(struct relay *relay)
+{
+    for (int i = 0; i < relay->readers; i++) {
+        close(relay->devices[i]);
+        relay->devices[i] = -1;
+    }
+}
+
+static int take_devices(struct relay *relay, const struct relay_setup *setup)
+{
+    relay->devices[0] = setup->device;
+    for (int i = 1; i < setup->threads; i++) {
+        int clone = setup->clones ? setup->clones[i - 1] : device_clone(setup->device);
+        if (clone < 0) {
+            int error = errno;
+            while (--i > 0)
+                close(relay->devices[i]);
+            return error;
+        }
+        relay->devices[i] = clone;
+    }
+    relay->readers = setup->threads;
+    return 0;
+}
+
+int relay_new(const struct relay_setup *setup, struct relay **result, int *python_fd)
+{
+    int error = ENOMEM;
+
+    if (setup->threads < 1 || setup->threads > RELAY_THREADS_MAX)
+        return EINVAL;
+    struct relay *relay = calloc(1, sizeof *relay);
+    if (relay == NULL)
+        return ENOMEM;
+    relay->event_fd = setup->event_fd;
+    relay->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
+    pthread_mutex_init(&relay->init_lock, NULL);
+    queue_init(&relay->requests);
+    queue_init(&relay->notifications);
+    if (!table_init(&relay->table, setup->event_fd))
+        goto no_table;
+    if (!pending_init(&relay->pending))
+        goto no_pending;
+    error = make_sockets(relay, python_fd);
+    if (error)
+        goto no_sockets;
+    error = take_devices(relay, setup);
+    if (error)
+        goto no_devices;
+    *result = relay;
+    return 0;
+
+no_devices:
+    close(relay->socket);
+    close(*python_fd);
+no_sockets:
+    pending_free(&relay->pending);
+no_pending:
+    table_free(&relay->table);
+no_table:
+    queue_free(&relay->notifications);
+    queue_free(&relay->requests);
+    pthread_mutex_destroy(&relay->init_lock);
+    free(relay);
+    return error;
+}
+
+static int start_thread(struct relay *relay, void *(*run)(void *argument), int device)
+{
+    struct thread *thread = &relay->threads[relay->thread_count];
+    thread->relay = relay;
+    thread->device = device;
+    int error = pthread_create(&thread->id, NULL, run, thread);
+    if (error == 0) {
+        thread->is_started = true;
+        relay->thread_count++;
+    }
+    return error;
+}
+
+int relay_start(struct relay *relay)
+{
+    struct sigaction action = {.sa_handler = kicked};
+    sigset_t all;
+    sigset_t before;
+
+    sigemptyset(&action.sa_mask);
+    sigaction(kick_signal(), &action, NULL);
+    /* The process's signals are for its other threads. */
+    sigfillset(&all);
+    sigdelset(&all, kick_signal());
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = 0;
+    for (int i = 0; i < relay->readers && error == 0; i++)
+        error = start_thread(relay, reader, relay->devices[i]);
+    if (error == 0)
+        error = start_thread(relay, answerer, -1);
+    if (error == 0)
+        error = start_thread(relay, notifier, -1);
+    if (error == 0)
+        error = start_thread(relay, forwarder, -1);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+static void join(struct thread *thread)
+{
+    const struct timespec pause = {.tv_nsec = KICK_NS};
+    while (!atomic_load(&thread->has_ended)) {
+        pthread_kill(thread->id, kick_signal());
+        nanosleep(&pause, NULL);
+    }
+    pthread_join(thread->id, NULL);
+}
+
+void relay_stop(struct relay *relay)
+{
+    if (relay->devices[0] < 0)
+        return;
+    /* Readers last: the notifier may be waiting for operations that only they can fail. */
+    atomic_store(&relay->is_stopping, true);
+    atomic_store(&relay->is_python_gone, true);
+    queue_end(&relay->requests);
+    queue_end(&relay->notifications);
+    fail_pending(relay);
+    for (int i = relay->readers; i < relay->thread_count; i++)
+        join(&relay->threads[i]);
+    atomic_store(&relay->are_readers_stopping, true);
+    for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
+        join(&relay->threads[i]);
+    fail_pending(relay);
+    close_devices(relay);
+    close(relay->socket);
+    relay->socket = -1;
+}
+
+void relay_free(struct relay *relay)
+{
+    pending_free(&relay->pending);
+    table_free(&relay->table);
+    queue_free(&relay->notifications);
+    queue_free(&relay->requests);
+    pthread_mutex_destroy(&relay->init_lock);
+    free(relay);
+}
+
+/* --- questions ----------------------------------------------------------------------------- */
+
+struct table *relay_table(struct relay *relay)
+{
+    return &relay->table;
+}
+
+int relay_device(struct relay *relay)
+{
+    return relay->devices[0];
+}
+
+bool relay_is_ready(struct relay *relay)
+{
+    return atomic_load(&relay->is_ready);
+}
+
+bool relay_is_unmounted(struct relay *relay)
+{
+    return atomic_load(&relay->is_unmounted);
+}
+
+void relay_counts(struct relay *relay, uint64_t *counts)
+{
+    for (int i = 0; i < COUNTERS; i++)
+        counts[i] = atomic_load_explicit(&relay->counts[i], memory_order_relaxed);
+}
+
+size_t relay_pending(struct relay *relay)
+{
+    pthread_mutex_lock(&relay->pending.lock);
+    size_t requests = relay->pending.requests.count;
+    pthread_mutex_unlock(&relay->pending.lock);
+    return requests;
+}
+
+size_t relay_queued_bytes(struct relay *relay)
+{
+    return queue_bytes(&relay->requests);
+}
+
+uint32_t relay_max_write(struct relay *relay)
+{
+    return relay->max_write;
+}
+
+static size_t copy_init(struct relay *relay, const struct init_message *saved, uint8_t *bytes,
+                        size_t room)
+{
+    pthread_mutex_lock(&relay->init_lock);
+    size_t size = saved->size;
+    memcpy(bytes, saved->bytes, size < room ? size : room);
+    pthread_mutex_unlock(&relay->init_lock);
+    return size;
+}
+
+size_t relay_init_request(struct relay *relay, uint8_t *bytes, size_t room)
+{
+    return copy_init(relay, &relay->init_request, bytes, room);
+}
+
+size_t relay_init_reply(struct relay *relay, uint8_t *bytes, size_t room)
+{
+    return copy_init(relay, &relay->init_reply, bytes, room);
+}

@@ -1,0 +1,94 @@
+/*
+ * The relay: stands between /dev/fuse and a FUSE library, answers what it can and forwards the
+ * rest. docs/RELAY.md says which messages, threads and locks there are.
+ */
+#ifndef AGENTFS_RELAY_H
+#define AGENTFS_RELAY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "table.h"
+
+enum { RELAY_THREADS_MAX = 16 };
+
+/* X(name): one counter each. */
+#define RELAY_COUNTERS(X)                                                                          \
+    X(requests)      /* read from the kernel */                                                    \
+    X(forwarded)     /* given to Python */                                                         \
+    X(replied)       /* replies of Python given to the kernel */                                   \
+    X(answered_open) /* answered in C, by kind */                                                  \
+    X(answered_release)                                                                            \
+    X(answered_getattr)                                                                            \
+    X(answered_getxattr)                                                                           \
+    X(answered_flush)                                                                              \
+    X(amended_init) /* replies of Python that were changed, by kind */                             \
+    X(amended_open)                                                                                \
+    X(interrupts)    /* forwarded */                                                               \
+    X(forgets)       /* forwarded, batches count once */                                           \
+    X(notifies)      /* given to the kernel */                                                     \
+    X(notify_errors) /* refused by it: mostly ENOENT, what it does not know */                     \
+    X(queued)        /* had to wait for room in the socket */                                      \
+    X(failed)        /* answered with an error for want of Python or memory */                     \
+    X(malformed_requests)                                                                          \
+    X(malformed_replies)                                                                           \
+    X(unknown_replies) /* to no pending request */                                                 \
+    X(write_errors)    /* answers the kernel did not take: aborted or gone */                      \
+    X(read_errors)     /* other than interrupted, aborted and gone */
+
+enum relay_counter {
+#define RELAY_COUNTER(name) COUNTER_##name,
+    RELAY_COUNTERS(RELAY_COUNTER)
+#undef RELAY_COUNTER
+        COUNTERS
+};
+
+extern const char *const relay_counter_names[COUNTERS];
+
+struct relay;
+
+struct relay_setup {
+    int device;   /* taken over: an open and mounted /dev/fuse */
+    int event_fd; /* borrowed: an eventfd, readable when there are events or the mount is gone */
+    int threads;  /* readers, 1..RELAY_THREADS_MAX */
+    /* Further descriptors of the connection, taken over; NULL: cloned from device. */
+    const int *clones; /* threads - 1 */
+};
+
+/* 0 or an errno; on failure nothing was taken over. *python_fd is the library's end, the caller's
+ * to close. No thread runs before relay_start(). */
+int relay_new(const struct relay_setup *setup, struct relay **relay, int *python_fd);
+
+/* 0 or an errno. Once. */
+int relay_start(struct relay *relay);
+
+/* Stops and joins the threads: what is pending gets ENOTCONN. Closes the descriptors. */
+void relay_stop(struct relay *relay);
+
+/* After relay_stop(). */
+void relay_free(struct relay *relay);
+
+struct table *relay_table(struct relay *relay);
+
+/* For ioctls, borrowed; -1 after relay_stop(). */
+int relay_device(struct relay *relay);
+
+/* The kernel took the INIT reply: backing files can be registered. */
+bool relay_is_ready(struct relay *relay);
+
+/* The kernel said that the mount is gone. */
+bool relay_is_unmounted(struct relay *relay);
+
+/* counts has COUNTERS places. */
+void relay_counts(struct relay *relay, uint64_t *counts);
+size_t relay_pending(struct relay *relay);
+size_t relay_queued_bytes(struct relay *relay);
+uint32_t relay_max_write(struct relay *relay);
+
+/* The INIT exchange as the kernel saw it, for whoever takes the connection over; 0 before it.
+ * Copies up to room bytes, returns how many there are. */
+size_t relay_init_request(struct relay *relay, uint8_t *bytes, size_t room);
+size_t relay_init_reply(struct relay *relay, uint8_t *bytes, size_t room);
+
+#endif

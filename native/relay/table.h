@@ -1,0 +1,90 @@
+/*
+ * What the relay knows of inodes: which have a backing file, how often they are open through it,
+ * their attributes, and under which st_ino they appear. One lock guards all of it, so a detach that
+ * succeeded excludes every open answered later; it is held for hash look-ups and one fstat.
+ */
+#ifndef AGENTFS_RELAY_TABLE_H
+#define AGENTFS_RELAY_TABLE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "map.h"
+#include "message.h"
+
+struct attachment;
+
+struct table {
+    pthread_mutex_t lock;
+    struct map attachments;  /* guarded by lock; struct attachment by nodeid; owned */
+    struct map inos;         /* guarded by lock; struct ino by nodeid; owned */
+    struct attachment *idle; /* guarded by lock; those whose count fell to 0, newest first */
+    uint64_t clock;          /* guarded by lock; counts changes, requests refer to it */
+    uint64_t next_serial;    /* guarded by lock */
+    int event_fd;            /* borrowed; made readable when idle gets its first */
+};
+
+/* What a request must remember for its reply. */
+struct stamp {
+    uint64_t clock;  /* when it was forwarded */
+    uint64_t nodeid; /* being changed by it, or 0 */
+    uint64_t serial; /* of the attachment whose changes it holds, or 0 */
+};
+
+/* False when out of memory. */
+bool table_init(struct table *table, int event_fd);
+void table_free(struct table *table);
+
+/* --- for Python ---------------------------------------------------------------------------- */
+
+struct backing {
+    int32_t id;
+    int fd; /* taken over, also on failure */
+    bool writable;
+    bool capability_free;
+    int64_t fresh_until_ns;
+};
+
+/* 0, ENOMEM, or EBUSY when it is open under another backing id. */
+int table_attach(struct table *table, uint64_t nodeid, const struct backing *backing);
+
+bool table_detach(struct table *table, uint64_t nodeid);
+int64_t table_opens(struct table *table, uint64_t nodeid);
+void table_attr_changed(struct table *table, uint64_t nodeid);
+
+/* False when out of memory. */
+bool table_set_ino(struct table *table, uint64_t nodeid, uint64_t ino);
+void table_forget_ino(struct table *table, uint64_t nodeid);
+
+/* One event; false when there is none. *last: still not open. */
+bool table_next_event(struct table *table, uint64_t *nodeid, bool *last);
+size_t table_attached(struct table *table);
+
+/* --- for requests -------------------------------------------------------------------------- */
+
+/* Each answers true when the relay may answer, and then has filled its result. An open that was
+ * answered is counted; undo with table_closed() if the answer did not reach the kernel. */
+bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int64_t now_ns,
+                       int32_t *backing_id);
+bool table_answer_getattr(struct table *table, uint64_t nodeid, struct fuse_attr_out *out);
+bool table_capability_free(struct table *table, uint64_t nodeid);
+
+void table_closed(struct table *table, uint64_t nodeid);
+
+/* Before a request is forwarded; changes is its message_changes(). */
+struct stamp table_forwarding(struct table *table, const struct request *request, uint64_t changes);
+
+/* --- for replies --------------------------------------------------------------------------- */
+
+/* Once per stamp: after the reply was seen, or when there will be none. */
+void table_replied(struct table *table, const struct stamp *stamp);
+
+/* Remembers and amends the attributes in a valid reply. False when a listing is malformed. */
+bool table_amend_attributes(struct table *table, uint32_t opcode, uint64_t nodeid,
+                            const struct stamp *stamp, uint8_t *bytes, size_t size);
+
+/* Counts and amends an open that Python answered, if the nodeid is attached. */
+bool table_amend_open(struct table *table, uint64_t nodeid, struct abi_open_out *out);
+
+#endif
