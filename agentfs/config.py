@@ -23,6 +23,8 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
+MODES = ("auto", "relay", "plain")
+
 DEFAULT_MOUNTPOINT = Path("/agentmem")
 
 _SIZE = re.compile(r"(\d{1,15}) ?(B|KiB|MiB|GiB|TiB)?", re.ASCII)
@@ -98,6 +100,8 @@ class MountConfig:
     mountpoint: Path
     profile: Profile
     foreground: bool
+    mode: str = "auto"
+    """One of MODES: relay needs rights and a kernel that not everybody has."""
     allow_other: bool = False
     """Let other users in (the kernel checks modes). Root's mounts set it."""
 

@@ -27,14 +27,12 @@ import trio
 from agentfs import __version__
 from agentfs.config import MountConfig
 from agentfs.control import lock, server
-from agentfs.errors import FilesOpen, FuseUnavailable, NoSpace
+from agentfs.errors import FilesOpen, NoSpace
 from agentfs.filesystem.volume import Volume
-from agentfs.fuse import loop
 from agentfs.fuse.operations import Operations
+from agentfs.fuse.session import Session, choose
 
 log = logging.getLogger(__name__)
-
-MODE = "plain"
 
 _MAX_TASKS = 128
 """Requests answered at once; more wait in the kernel."""
@@ -49,18 +47,24 @@ def run(config: MountConfig, ready: Callable[[dict[str, Any]], None]) -> int:
     _raise_file_limit()
     held = lock.hold(config.store)
     try:
-        volume = _open_volume(config)
+        session = choose(config)
         try:
-            return trio.run(functools.partial(_Mount(config, volume).serve, ready))
+            volume = _open_volume(config, session)
+            try:
+                return trio.run(functools.partial(_Mount(config, session, volume).serve, ready))
+            finally:
+                volume.close()
         finally:
-            volume.close()
+            session.close()
     finally:
         os.close(held)
 
 
-def _open_volume(config: MountConfig) -> Volume:
+def _open_volume(config: MountConfig, session: Session) -> Volume:
     try:
-        return Volume(config.store, config.profile)
+        return Volume(
+            config.store, config.profile, relay=session.relay, private_tmpfs=os.geteuid() == 0
+        )
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise NoSpace(f"no space left below {config.store}; free some and try again") from error
@@ -87,14 +91,15 @@ def _raise_file_limit() -> None:
 class _Mount:
     """One mount from ready to gone."""
 
-    def __init__(self, config: MountConfig, volume: Volume) -> None:
+    def __init__(self, config: MountConfig, session: Session, volume: Volume) -> None:
         self._config = config
+        self._session = session
         self._volume = volume
         self._started = time.monotonic()
-        self._is_mounted = False
 
     async def serve(self, ready: Callable[[dict[str, Any]], None]) -> int:
-        self._mount()
+        mode = self._session.mode
+        self._session.start(Operations(self._volume))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_on_signals)
@@ -109,34 +114,21 @@ class _Mount:
                     functools.partial(server.serve, self._config.store, handlers)
                 )
                 _tune_interpreter()
-                ready({"mode": MODE})
-                log.info("%s is mounted (%s mode)", self._config.mountpoint, MODE)
+                nursery.start_soon(self._session.watch, self._volume.files)
+                ready({"mode": mode})
+                log.info(
+                    "%s is mounted (%s mode: %s)",
+                    self._config.mountpoint,
+                    mode,
+                    self._session.reason,
+                )
                 await pyfuse3.main(max_tasks=_MAX_TASKS)
                 nursery.cancel_scope.cancel()
         finally:
-            self._unmount()
+            self._session.close()
         await self._write_back()
         log.info("%s is unmounted", self._config.mountpoint)
         return 0
-
-    def _mount(self) -> None:
-        options = set(pyfuse3.default_options)
-        options |= {_MountOption(f"fsname={_escaped(self._config.store)}"), "subtype=agentfs"}
-        if self._config.allow_other:
-            options.add("allow_other")
-        loop.enable()
-        try:
-            pyfuse3.init(Operations(self._volume), str(self._config.mountpoint), options)
-        except RuntimeError as error:
-            raise FuseUnavailable(
-                f"{self._config.mountpoint} could not be mounted: {error}; see the log"
-            ) from error
-        self._is_mounted = True
-
-    def _unmount(self) -> None:
-        if self._is_mounted:
-            pyfuse3.close(unmount=True)
-            self._is_mounted = False
 
     async def _write_back(self) -> None:
         try:
@@ -154,7 +146,8 @@ class _Mount:
     async def _stats(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         return self._volume.stats() | {
             "version": __version__,
-            "mode": MODE,
+            "mode": self._session.mode,
+            "mode_reason": self._session.reason,
             "pid": os.getpid(),
             "rss_bytes": _rss_bytes(),
             "uptime_s": round(time.monotonic() - self._started, 3),
@@ -191,14 +184,3 @@ def _rss_bytes() -> int:
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-
-class _MountOption(str):
-    """pyfuse3 encodes options as ASCII; a path is bytes."""
-
-    def encode(self, *_: object) -> bytes:
-        return os.fsencode(str(self))
-
-
-def _escaped(path: Path) -> str:
-    """Protect a path from libfuse, which splits options at commas and unescapes backslashes."""
-    return str(path).replace("\\", "\\\\").replace(",", "\\,")

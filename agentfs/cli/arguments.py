@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable
 
 from agentfs import errors
-from agentfs.config import DEFAULT_MOUNTPOINT
+from agentfs.config import DEFAULT_MOUNTPOINT, MODES
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -66,6 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         default="default",
         help="a shipped mount profile, or a path ending in .toml (default: default)",
+    )
+    mount.add_argument(
+        "--mode",
+        choices=MODES,
+        default="auto",
+        help="relay: the kernel reads and writes files on tmpfs itself, and equal content is "
+        "one copy in memory (root, Linux 6.9); plain: the daemon serves both; auto: relay "
+        "if possible (default)",
     )
     mount.add_argument(
         "--foreground", action="store_true", help="stay in the foreground and log to stderr"

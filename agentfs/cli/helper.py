@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agentfs.cli import mounting
 from agentfs.cli.mounts import absolute, find_target
-from agentfs.config import MountConfig, load_profile
+from agentfs.config import MODES, MountConfig, load_profile
 from agentfs.errors import UsageError
 
 WITHOUT_EFFECT = frozenset(
@@ -32,6 +32,7 @@ class Options:
     """What an -o string asks for."""
 
     profile: str = "default"
+    mode: str = "auto"
     allow_other: bool = False
     restrictions: tuple[str, ...] = ()
 
@@ -51,7 +52,7 @@ def helper_main(argv: list[str]) -> int:
         dest="options",
         action="append",
         default=[],
-        help="profile=NAME, allow_other, and the generic options of mount(8)",
+        help="profile=NAME, mode=MODE, allow_other, and the generic options of mount(8)",
     )
     parser.add_argument("-t", metavar="TYPE", help="ignored")
     parser.add_argument("-f", action="store_true", help="check the options, do not mount")
@@ -64,6 +65,7 @@ def helper_main(argv: list[str]) -> int:
         mountpoint=absolute(arguments.mountpoint),
         profile=load_profile(options.profile),
         foreground=False,
+        mode=options.mode,
         allow_other=options.allow_other or os.geteuid() == 0,
     )
     if arguments.f:
@@ -81,13 +83,16 @@ def parse_options(text: str) -> Options:
         name, _, value = option.partition("=")
         if name == "profile" and value:
             options.profile = value
+        elif name == "mode" and value in MODES:
+            options.mode = value
         elif option == "allow_other":
             options.allow_other = True
         elif option in RESTRICTIONS:
             options.restrictions += (option,)
         elif option not in WITHOUT_EFFECT and not name.startswith("x-") and name != "comment":
             raise UsageError(
-                f"unknown mount option {option!r}; agentfs knows profile=NAME and allow_other"
+                f"unknown mount option {option!r}; "
+                "agentfs knows profile=NAME, mode=auto|relay|plain and allow_other"
             )
     return options
 

@@ -40,6 +40,7 @@ def mount_command(arguments: argparse.Namespace) -> int:
         mountpoint=absolute(given or DEFAULT_MOUNTPOINT),
         profile=load_profile(arguments.profile),
         foreground=arguments.foreground,
+        mode=arguments.mode,
         allow_other=os.geteuid() == 0,
     )
     return mount(config, as_json=arguments.json, make_mountpoint=given is None)

@@ -72,6 +72,9 @@ class Files:
     def prepare_new(self, file: LiveFile) -> None:
         """The same for an inode just made."""
 
+    def closed(self, nodeid: int) -> None:
+        """The relay says that nobody has an inode open any more."""
+
     def abandon(self) -> None:
         """The mount is gone."""
 

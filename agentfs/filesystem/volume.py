@@ -46,9 +46,17 @@ class Volume:
     until cancelled; `close` writes what is left and lets go of the store.
     """
 
-    def __init__(self, path: Path, profile: Profile, relay: Relay | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        profile: Profile,
+        *,
+        relay: Relay | None = None,
+        private_tmpfs: bool = False,
+    ) -> None:
         """Open the store at *path*, which exists; an empty directory becomes a store.
 
+        :param private_tmpfs: keep what is staged on a tmpfs of our own, which takes root
         :param relay: takes over reads and writes of files that lie on tmpfs; None: we serve them
         """
         self._profile = profile
@@ -61,7 +69,9 @@ class Volume:
             cache_bytes=profile.store.cache_bytes,
             segment_bytes=profile.store.segment_bytes,
         )
-        self.staging = Staging(path, self.index.store_id, profile.hot.budget_bytes)
+        self.staging = Staging(
+            path, self.index.store_id, profile.hot.budget_bytes, private=private_tmpfs
+        )
         self.table = InodeTable(self.index, self.staging)
         self.namespace = Namespace(self.index, self.table)
         self.durability = Durability(self.index)

@@ -1,0 +1,148 @@
+"""How requests of the kernel reach pyfuse3: directly, or through the relay.
+
+Both mount, serve and go away by the same steps: made (in relay mode the
+mountpoint is taken from here on), `start`, `watch` while pyfuse3.main runs, `close`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Protocol
+
+import pyfuse3
+import trio
+
+from agentfs.config import MountConfig
+from agentfs.errors import FuseUnavailable
+from agentfs.filesystem.files import Files
+from agentfs.fuse import loop
+from agentfs.fuse._relay import Relay, passthrough_available
+from agentfs.fuse.operations import Operations
+
+Mode = Literal["plain", "relay"]
+
+
+class Session(Protocol):
+    """A connection to the kernel."""
+
+    mode: Mode
+    reason: str
+    """Why this mode, in a few words."""
+
+    @property
+    def relay(self) -> Relay | None: ...
+
+    def start(self, operations: Operations) -> None:
+        """Let requests flow; pyfuse3.main answers them.
+
+        :raises FuseUnavailable: the kernel or fusermount3 refused
+        """
+
+    async def watch(self, files: Files) -> None:
+        """Carry on what comes by another way than requests. Returns when the mount is gone."""
+
+    def close(self) -> None:
+        """Unmount if need be, and let go."""
+
+
+def choose(config: MountConfig) -> Session:
+    """The session that *config* asks for, or the best there can be.
+
+    :raises FuseUnavailable: relay mode was asked for and cannot be, or mounting failed
+    """
+    if config.mode == "plain":
+        return PlainSession(config, "asked for")
+    obstacle = passthrough_available()
+    if obstacle is None:
+        return RelaySession(config)
+    if config.mode == "relay":
+        raise FuseUnavailable(f"relay mode is not possible: {obstacle}; use --mode plain")
+    return PlainSession(config, obstacle)
+
+
+class PlainSession:
+    """pyfuse3 mounts by itself and serves reads and writes."""
+
+    mode: Mode = "plain"
+    relay = None
+
+    def __init__(self, config: MountConfig, reason: str) -> None:
+        self.reason = reason
+        self._config = config
+        self._is_mounted = False
+
+    def start(self, operations: Operations) -> None:
+        options = set(pyfuse3.default_options)
+        options |= {_MountOption(f"fsname={_escaped(self._config.store)}"), "subtype=agentfs"}
+        if self._config.allow_other:
+            options.add("allow_other")
+        loop.enable()
+        try:
+            pyfuse3.init(operations, str(self._config.mountpoint), options)
+        except RuntimeError as error:
+            raise FuseUnavailable(
+                f"{self._config.mountpoint} could not be mounted: {error}; see the log"
+            ) from error
+        self._is_mounted = True
+
+    async def watch(self, files: Files) -> None:
+        await trio.sleep_forever()
+
+    def close(self) -> None:
+        if self._is_mounted:
+            self._is_mounted = False
+            pyfuse3.close(unmount=True)
+
+
+class RelaySession:
+    """The relay mounts, answers what it can and gives pyfuse3 the rest; see docs/RELAY.md."""
+
+    mode: Mode = "relay"
+    reason = "the kernel passes reads and writes through"
+
+    def __init__(self, config: MountConfig) -> None:
+        options = ["default_permissions", f"fsname={_escaped(config.store)}"]
+        if config.allow_other:
+            options.append("allow_other")
+        try:
+            self.relay = Relay(config.mountpoint, ",".join(options))
+        except OSError as error:
+            raise FuseUnavailable(
+                f"{config.mountpoint} could not be mounted: {error.strerror}"
+            ) from error
+        self._is_started = False
+
+    def start(self, operations: Operations) -> None:
+        loop.enable()
+        self.relay.start()
+        pyfuse3.init(operations, f"/dev/fd/{self.relay.python_fd}", set())
+        self._is_started = True
+
+    async def watch(self, files: Files) -> None:
+        while not self.relay.unmounted:
+            await trio.lowlevel.wait_readable(self.relay.event_fd)
+            for nodeid, is_closed in self.relay.drain():
+                if is_closed:
+                    files.closed(nodeid)
+        pyfuse3.terminate()
+
+    def close(self) -> None:
+        if self._is_started:
+            self._is_started = False
+            pyfuse3.close(unmount=False)
+        if not self.relay.unmounted:
+            self.relay.unmount(lazy=True)
+        self.relay.close()
+
+
+class _MountOption(str):
+    """pyfuse3 encodes options as ASCII; a path is bytes."""
+
+    def encode(self, *_: object) -> bytes:
+        return os.fsencode(str(self))
+
+
+def _escaped(path: Path) -> str:
+    """Protect a path from libfuse, which splits options at commas and unescapes backslashes."""
+    return str(path).replace("\\", "\\\\").replace(",", "\\,")
