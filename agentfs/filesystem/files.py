@@ -146,6 +146,8 @@ class Files:
             file.may_be_sparse = True
         if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
             await self._move_to_disk(file, staged)
+        if staged.on_disk:
+            self._staging.room.require(growth)
         await self._write_staged(file, staged, data, offset)
         file.touch(time.time_ns())
         self._grow(file, staged, end)

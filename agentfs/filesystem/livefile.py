@@ -8,6 +8,7 @@ that every handler works on, and overrides the row's size, content and times.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ from agentfs.model import SECTOR_BYTES, Inode
 
 if TYPE_CHECKING:
     from agentfs.filesystem.images import Image
+
+log = logging.getLogger(__name__)
 
 _DIRECTORIES_KEPT = 4096
 
@@ -139,6 +142,7 @@ class InodeTable:
         self._reapable: list[int] = []
         self._moved: dict[int, int] = {}
         """Inode by nodeid, of those that have been split."""
+        index.transaction.on_failure = self._reread
         self._left: dict[int, Inode] = {}
         """What a nodeid that its name has left shows to those who have it open."""
         self._opens: Callable[[int], int] = lambda nodeid: 0
@@ -194,6 +198,15 @@ class InodeTable:
                 live.refresh()
             return live.inode
         return self._directories.get(inode.id, inode)
+
+    def _reread(self) -> None:
+        """A change was not recorded: let no inode in memory say that it was."""
+        self._directories.clear()
+        for live in self._live.values():
+            row = self._index.inodes.get(live.inode.id)
+            if row is not None:
+                live.inode.nlink = row.nlink
+                live.inode.content = row.content
 
     def is_open(self, inode_id: int) -> bool:
         live = self._live.get(inode_id)
@@ -324,15 +337,18 @@ class InodeTable:
             return
         self._reapable.append(inode_id)
         if len(self._reapable) >= _REAP_AT:
-            self.reap()
+            try:
+                self.reap()
+            except OSError as error:
+                log.error("cannot remove unlinked files: %s; later", error)
 
     def reap(self) -> None:
         """Remove the rows of inodes that nothing holds any more."""
         if self._reapable:
-            reapable, self._reapable = self._reapable, []
             with self._index.transaction:
-                for inode_id in reapable:
+                for inode_id in self._reapable:
                     self._index.remove_inode(inode_id)
+            self._reapable = []
 
     def abandon_kernel_state(self) -> None:
         """The mount is gone: nothing is open, nothing is known to the kernel."""

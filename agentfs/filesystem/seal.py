@@ -33,6 +33,7 @@ from agentfs.chunks.recipe import encode
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import LiveFile
+from agentfs.filesystem.room import Room
 from agentfs.filesystem.staging import data_extents
 from agentfs.index import Index
 from agentfs.model import SECTOR_BYTES, NewBlock
@@ -65,8 +66,11 @@ class _Snapshot:
 class _Packer:
     """Collects new chunks into blocks and compresses those side by side. One thread's own."""
 
-    def __init__(self, store: Store, pool: ThreadPoolExecutor, level: int, block_bytes: int):
+    def __init__(
+        self, store: Store, room: Room, pool: ThreadPoolExecutor, level: int, block_bytes: int
+    ) -> None:
         self._store = store
+        self._room = room
         self._pool = pool
         self._level = level
         self._block_bytes = block_bytes
@@ -93,6 +97,7 @@ class _Packer:
             return
         while len(self._running) >= 2 * _WORKERS:
             self._finish_one()
+        self._room.require(self._bytes)
         future = self._pool.submit(self._store.put, self._views, self._level)
         self._running.append((future, self._digests))
         self._digests, self._views, self._bytes = [], [], 0
@@ -120,6 +125,7 @@ class Sealer:
         self,
         index: Index,
         store: Store,
+        room: Room,
         durability: Durability,
         gate: Gate,
         *,
@@ -135,6 +141,7 @@ class Sealer:
         self._index = index
         self._contents = index.contents
         self._store = store
+        self._room = room
         self._durability = durability
         self._gate = gate
         self._level = level
@@ -220,7 +227,7 @@ class Sealer:
     # In a worker thread
 
     def _store_snapshots(self, snapshots: list[_Snapshot]) -> list[NewBlock]:
-        packer = _Packer(self._store, self._pool, self._level, self._block_bytes)
+        packer = _Packer(self._store, self._room, self._pool, self._level, self._block_bytes)
         small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]] = []
         for snapshot in snapshots:
             try:
@@ -336,15 +343,18 @@ class Sealer:
             await trio.lowlevel.checkpoint()
         for start in range(0, len(snapshots), _COMMIT_FILES):
             group = snapshots[start : start + _COMMIT_FILES]
+            contents: list[tuple[_Snapshot, int | None]] = []
             with self._index.transaction:
                 for snapshot in group:
                     if snapshot.digest and snapshot.file.inode.nlink:
-                        self._record_file(snapshot, ids)
+                        contents.append((snapshot, self._record_file(snapshot, ids)))
+            for snapshot, content in contents:
+                self._note(snapshot, content)
             for snapshot in group:
                 self._on_sealed(snapshot.file)
             await trio.lowlevel.checkpoint()
 
-    def _record_file(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> None:
+    def _record_file(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> int | None:
         inode = snapshot.file.inode
         content = self._content(snapshot, ids) if snapshot.size else None
         holes = snapshot.holes or None
@@ -352,9 +362,14 @@ class Sealer:
         self._contents.release(inode.content)
         self._index.inodes.set_content(inode.id, content, snapshot.size, holes)
         self._index.inodes.update_attributes(inode)
-        inode.content = content
-        inode.holes = holes
+        return content
+
+    @staticmethod
+    def _note(snapshot: _Snapshot, content: int | None) -> None:
+        """The record is committed: let the file in memory say so too."""
         file = snapshot.file
+        file.inode.content = content
+        file.inode.holes = snapshot.holes or None
         file.sealed_version = snapshot.version
         file.dirty_since = file.changed_at
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agentfs.errors import StoreUnusable
+from agentfs.filesystem.room import Room
 from agentfs.model import SECTOR_BYTES
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class Staging:
             self._fast = open_private_directory(TMPFS / f"agentfs-{os.geteuid()}-{store_id}")
         else:
             self._fast = self._disk
+        self.room = Room(store)
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         """On tmpfs: staged files, by the sizes they were counted with, and resident images."""
@@ -215,6 +217,7 @@ class Staging:
         Safe in any thread while nobody writes to it; `switch_to_disk` is to follow.
         """
         size = self.size_of(staged)
+        self.room.require(size)
         target = self._disk_path(staged)
         source = staged.descriptor()
         fd = os.open(target + _INCOMPLETE, _NEW_FILE, 0o600)

@@ -82,6 +82,7 @@ class Volume:
         self.sealer = Sealer(
             self.index,
             self._store,
+            self.staging.room,
             self.durability,
             gate,
             level=profile.store.level,
@@ -134,8 +135,13 @@ class Volume:
                 await self._tick()
 
     async def _tick(self) -> None:
-        self.table.reap()
-        self.index.checkpoint_if_due()
+        try:
+            self.table.reap()
+            self.index.checkpoint_if_due()
+            if self.staging.room.is_short:
+                self.index.checkpoint()  # gives the log's room back
+        except OSError as error:
+            log.error("cannot tidy the index: %s", error)
         now = time.monotonic()
         under_pressure = self.staging.used_bytes > _PRESSURE_SHARE * self.staging.budget_bytes
         rest_s = 0.0 if under_pressure else self._profile.seal.rest_s

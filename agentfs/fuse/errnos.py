@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 from pyfuse3 import FUSEError
 
 from agentfs.fuse.loop import letting_others_in
+from agentfs.index import disk_error
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ def translate(error: Exception, request: str) -> FUSEError:
         return FUSEError(error.errno)
     if isinstance(error, FileExistsError):
         return FUSEError(errno.EEXIST)
+    failed = disk_error(error)
+    if failed is not None and failed.errno is not None:
+        return FUSEError(failed.errno)
     log.error("%s failed", request, exc_info=error)
     return FUSEError(errno.EIO)
 

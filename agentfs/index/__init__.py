@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentfs.index.connection import IndexConnection
+from agentfs.index.connection import IndexConnection, disk_error
 from agentfs.index.contents import Contents
 from agentfs.index.dentries import Dentries
 from agentfs.index.inodes import Inodes
 from agentfs.index.xattrs import Xattrs
 
-__all__ = ["Index"]
+__all__ = ["Index", "disk_error"]
 
 
 class Index(IndexConnection):

@@ -9,11 +9,12 @@ process; `wal_descriptor` lets the caller make it survive the machine's.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -31,13 +32,26 @@ CHECKPOINT_BYTES = 32 << 20
 _CACHE_KIB = 32 << 10
 
 
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What an error of SQLite's says of the disk: it is full or it fails; None: nothing."""
+    if not isinstance(error, sqlite3.OperationalError):
+        return None
+    code = error.sqlite_errorcode & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return OSError(errno.ENOSPC, "no space left for the index")
+    return OSError(errno.EIO, f"the index: {error}") if code == sqlite3.SQLITE_IOERR else None
+
+
 class _Transaction:
     """`with index.transaction:` commits at the end, or rolls back on any exception."""
 
-    __slots__ = ("_execute",)
+    __slots__ = ("_connection", "_execute", "on_failure")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
         self._execute = connection.execute
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called when the disk had no room or failed: what is in memory may be ahead of the rows."""
 
     def __enter__(self) -> None:
         self._execute("BEGIN")
@@ -48,7 +62,20 @@ class _Transaction:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._execute("COMMIT" if kind is None else "ROLLBACK")
+        if kind is None:
+            try:
+                self._execute("COMMIT")
+                return
+            except sqlite3.Error as failure:
+                error = failure
+        if self._connection.in_transaction:  # on a full disk SQLite has rolled back already
+            self._execute("ROLLBACK")
+        failed = disk_error(error)
+        if failed is not None:
+            self.on_failure()
+            raise failed from error
+        if kind is None and error is not None:
+            raise error
 
 
 class IndexConnection:
@@ -202,8 +229,14 @@ class IndexConnection:
         return grown
 
     def checkpoint(self) -> None:
-        """Fold the WAL into the database and start it again from its beginning, empty."""
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Fold the WAL into the database and start it again from its beginning, empty.
+
+        :raises OSError: there is no room, or the disk failed; nothing is lost
+        """
+        try:
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            raise disk_error(error) or error from error
 
     def bytes_on_disk(self) -> int:
         """Bytes of the database and its WAL."""
@@ -216,7 +249,8 @@ class IndexConnection:
     def close(self) -> None:
         """Checkpoint and close. Idempotent."""
         if not self.read_only:
-            self.checkpoint()
+            with suppress(OSError):  # the WAL keeps what found no room
+                self.checkpoint()
         self._abandon(self.connection)
         if self._wal is not None:
             os.close(self._wal)

@@ -1,0 +1,40 @@
+"""Room on the store's disk that data may not take.
+
+On a disk that is full to the last byte no file could be removed either, since
+that is a change of the index. So bytes of files stop short of the end, and the
+index has the rest to itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+RESERVE_BYTES = 64 << 20
+"""The index's log at its largest, and as much for the database to take it in."""
+
+_RESERVE_SHARE = 0.1
+"""Of a small disk, if that is less."""
+
+
+class Room:
+    """Free space below a store. Safe in any thread."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+
+    def require(self, size_bytes: int) -> None:
+        """:raises OSError: ENOSPC, when *size_bytes* of data would leave too little"""
+        if self._spare_bytes() < size_bytes:
+            raise OSError(errno.ENOSPC, "no space left below the store")
+
+    @property
+    def is_short(self) -> bool:
+        """Nothing is left but the reserve."""
+        return self._spare_bytes() <= 0
+
+    def _spare_bytes(self) -> int:
+        disk = os.statvfs(self._store)
+        reserve = min(RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
+        return disk.f_bavail * disk.f_frsize - reserve
