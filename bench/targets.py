@@ -296,7 +296,7 @@ def directory_bytes(directory: Path) -> dict[str, int]:
 
 
 class Agentfs(Target):
-    """agentfs with its default profile, or with the one that a name like agentfs:archive gives."""
+    """agentfs as it mounts by default, or with the profile of a name like agentfs:archive."""
 
     name = "agentfs"
     fuse = True
@@ -349,6 +349,13 @@ class Agentfs(Target):
 
     def daemon_pid(self) -> int:
         return int(self.stats()["pid"])
+
+
+class AgentfsPlain(Agentfs):
+    """agentfs where the daemon serves reads and writes, as it does without root."""
+
+    name = "agentfs-plain"
+    mount_options = ("--mode", "plain")
 
 
 class S3ql(Target):
@@ -435,7 +442,7 @@ class S3ql(Target):
 
 
 ALL: dict[str, type[Target]] = {
-    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BarePolling, Agentfs, S3ql)
+    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BarePolling, Agentfs, AgentfsPlain, S3ql)
 }
 
 
