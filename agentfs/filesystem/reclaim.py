@@ -133,7 +133,7 @@ class Collector:
             size = sizes.pop(segment, stored)
             unknown = size - stored if size - stored > _HEADER_ROOM_BYTES else 0
             garbage = stored * (1 - live / raw) + unknown
-            is_garbage = garbage >= self._garbage_share * size and garbage > 0
+            is_garbage = garbage >= self._garbage_share * (stored + unknown) and garbage > 0
             if is_garbage or live == 0 or (blocks > 1 and raw / blocks < tiny):
                 victims.append(segment)
         return [*sizes, *victims]
