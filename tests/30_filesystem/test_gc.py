@@ -401,3 +401,15 @@ async def test_stats_name_the_garbage_that_gc_then_removes(shell: Shell) -> None
     assert (after["files"], after["logical_bytes"], after["unique_bytes"]) == (5, 250_000, 250_000)
     assert after["garbage_bytes"] == 0
     assert after["segment_bytes"] == shell.segment_bytes()
+
+
+async def test_a_segment_that_is_just_half_garbage_is_rewritten(machine: Machine) -> None:
+    shell = machine.open(profile(block_bytes=64 * KIB))
+    for number in range(10):
+        await shell.write(f"/{number}", noise(number, 200_000))
+    await shell.sync()
+    for number in range(0, 10, 2):
+        shell.unlink(f"/{number}")
+    before = shell.segment_bytes()
+    await shell.collect()
+    assert shell.segment_bytes() < before * 0.6

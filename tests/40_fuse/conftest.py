@@ -1,0 +1,63 @@
+"""Through the kernel: every test here works in a real mount."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Script = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(params=["plain", "relay"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """How it is mounted: nothing but sharing may depend on it."""
+    mode: str = request.param
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if mode == "relay" and (os.geteuid() != 0 or release < (6, 9)):
+        pytest.skip("relay mode needs root and Linux 6.9")
+    return mode
+
+
+@pytest.fixture
+def mounted(mount_store: Callable[..., Any], mode: str) -> Any:
+    """One mounted store, empty, with the default profile."""
+    return mount_store("--mode", mode)
+
+
+@pytest.fixture
+def mnt(mounted: Any) -> Path:
+    """The mounted directory."""
+    path: Path = mounted.path
+    return path
+
+
+@pytest.fixture
+def as_root() -> None:
+    """Skip a test that needs rights only root has."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def start_script(script: str, *arguments: object, uid: int | None = None) -> subprocess.Popen[str]:
+    """Run Python in another process, as another user if asked."""
+    head = "import os, sys, mmap\n"
+    if uid is not None:  # only now: the interpreter may lie where others cannot go
+        head += f"os.setgroups([]); os.setgid({uid}); os.setuid({uid})\n"
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", head + script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def script() -> Script:
+    """`script(code, arguments, uid=...)` starts Python on *code*."""
+    return start_script
