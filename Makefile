@@ -38,8 +38,9 @@ build-inplace:
 	install -m 755 build/native/_relay.*.so agentfs/fuse/
 
 # The C tests three times: with asserts of our own only, under ASan and UBSan, under TSan; then the fuzz
-# target for FUZZ_SECONDS from its committed corpus.
+# targets for FUZZ_SECONDS (the relay's: FUZZ_RELAY_SECONDS each) from their committed corpora.
 FUZZ_SECONDS ?= 25
+FUZZ_RELAY_SECONDS ?= 15
 NATIVE_SETUP = --reconfigure -Dwerror=true -Dnative_tests=true
 native-test:
 	$(MESON) setup build-native $(NATIVE_SETUP) --buildtype=release
@@ -54,7 +55,9 @@ native-test:
 .PHONY: native-fuzz
 native-fuzz:
 	CC=clang $(MESON) setup build-fuzz --reconfigure -Dfuzz=true --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
-	$(MESON) compile -C build-fuzz fuzz_segment
-	mkdir -p build-fuzz/corpus
+	$(MESON) compile -C build-fuzz fuzz_segment fuzz_relay_request fuzz_relay_reply
+	mkdir -p build-fuzz/corpus build-fuzz/relay_request build-fuzz/relay_reply
 	build-fuzz/native/fuzz_segment -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 -verbosity=0 \
 	  -artifact_prefix=build-fuzz/ build-fuzz/corpus native/fuzz/corpus/segment
+	for side in request reply; do build-fuzz/native/fuzz_relay_$$side -max_total_time=$(FUZZ_RELAY_SECONDS) -max_len=2048 \
+	  -print_final_stats=1 -verbosity=0 -artifact_prefix=build-fuzz/ build-fuzz/relay_$$side native/fuzz/corpus/relay_$$side || exit; done

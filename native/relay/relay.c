@@ -328,6 +328,15 @@ static bool answer_flush(struct relay *relay, int device, const struct request *
     return true;
 }
 
+/* pyfuse3 carries none, and the kernel does not remember an ENOSYS to this one. Python's open()
+ * asks each file whether it is a terminal. */
+static bool answer_ioctl(struct relay *relay, int device, const struct request *request)
+{
+    count(relay, COUNTER_answered_ioctl);
+    answer(relay, device, request->header.unique, ENOTTY, NULL, 0);
+    return true;
+}
+
 /* True when it needs no forwarding. */
 static bool answer_here(struct relay *relay, int device, const struct request *request)
 {
@@ -342,6 +351,8 @@ static bool answer_here(struct relay *relay, int device, const struct request *r
         return answer_getxattr(relay, device, request);
     case FUSE_FLUSH:
         return answer_flush(relay, device, request);
+    case FUSE_IOCTL:
+        return answer_ioctl(relay, device, request);
     default:
         return false;
     }

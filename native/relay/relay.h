@@ -23,6 +23,7 @@ enum { RELAY_THREADS_MAX = 16 };
     X(answered_getattr)                                                                            \
     X(answered_getxattr)                                                                           \
     X(answered_flush)                                                                              \
+    X(answered_ioctl)                                                                              \
     X(amended_init) /* replies of Python that were changed, by kind */                             \
     X(amended_open)                                                                                \
     X(interrupts)    /* forwarded */                                                               \

@@ -1,0 +1,273 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "table.h"
+
+enum { NODEID = 5, BACKING = 3 };
+
+static struct table table;
+static int event_fd;
+static int file;
+
+static void begin(void)
+{
+    event_fd = eventfd(0, EFD_NONBLOCK);
+    file = memfd_create("backing", 0);
+    CHECK(event_fd >= 0 && file >= 0 && table_init(&table, event_fd));
+}
+
+static void end(void)
+{
+    table_free(&table);
+    close(event_fd);
+    close(file);
+}
+
+static int attach(int32_t id, bool writable, int64_t fresh_until_ns)
+{
+    struct backing backing = {id, dup(file), writable, true, fresh_until_ns};
+    return table_attach(&table, NODEID, &backing);
+}
+
+static bool is_signalled(void)
+{
+    eventfd_t count;
+    return eventfd_read(event_fd, &count) == 0;
+}
+
+static struct stamp forwarding(uint32_t opcode, uint64_t changes)
+{
+    struct request request = {.header = {.opcode = opcode, .nodeid = NODEID}};
+    return table_forwarding(&table, &request, changes);
+}
+
+/* Python's reply to that request. */
+static struct fuse_attr_out replies(uint32_t opcode, const struct stamp *stamp, uint32_t mode)
+{
+    struct {
+        struct fuse_out_header header;
+        struct fuse_attr_out out;
+    } reply = {.out = {.attr_valid = 60, .attr = {.ino = NODEID, .mode = mode, .size = 1}}};
+    CHECK(table_amend_attributes(&table, opcode, NODEID, stamp, (void *)&reply, sizeof reply));
+    table_replied(&table, stamp);
+    return reply.out;
+}
+
+static void fill(uint32_t mode)
+{
+    struct stamp stamp = forwarding(FUSE_GETATTR, 0);
+    replies(FUSE_GETATTR, &stamp, mode);
+}
+
+static bool known(uint32_t mode)
+{
+    struct fuse_attr_out out;
+    return table_answer_getattr(&table, NODEID, &out) && out.attr.mode == mode;
+}
+
+static void an_open_file_is_not_detached(void)
+{
+    int32_t id = 0;
+    begin();
+    CHECK(!table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+    CHECK(attach(BACKING, false, 1000) == 0);
+    CHECK(!table_answer_open(&table, NODEID, O_RDONLY, 1000, &id)); /* no longer fresh */
+    CHECK(!table_answer_open(&table, NODEID, O_RDWR, 0, &id));
+    CHECK(!table_answer_open(&table, NODEID, O_WRONLY, 0, &id));
+    CHECK(!table_answer_open(&table, NODEID, O_RDONLY | O_TRUNC, 0, &id));
+    CHECK(table_answer_open(&table, NODEID, O_RDONLY | O_CLOEXEC, 999, &id) && id == BACKING);
+    struct abi_open_out out = {.fh = 1};
+    CHECK(table_amend_open(&table, NODEID, &out) && table_opens(&table, NODEID) == 2);
+    CHECK(!table_detach(&table, NODEID));
+    CHECK(attach(BACKING + 1, false, 0) == EBUSY && attach(BACKING, true, 1000) == 0);
+    table_closed(&table, NODEID);
+    CHECK(!table_detach(&table, NODEID));
+    table_closed(&table, NODEID);
+    CHECK(table_detach(&table, NODEID) && table_detach(&table, NODEID));
+    table_closed(&table, NODEID); /* a late one does no harm */
+    CHECK(!table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+    CHECK(!table_amend_open(&table, NODEID, &out) && table_opens(&table, NODEID) == 0);
+    end();
+}
+
+static void the_last_close_is_told_once(void)
+{
+    uint64_t nodeid;
+    int32_t id;
+    bool last;
+    begin();
+    CHECK(attach(BACKING, false, 1000) == 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+        table_closed(&table, NODEID);
+    }
+    CHECK(is_signalled() && !is_signalled());
+    CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+    CHECK(table_next_event(&table, &nodeid, &last) && nodeid == NODEID && !last);
+    CHECK(!table_next_event(&table, &nodeid, &last));
+    table_closed(&table, NODEID);
+    CHECK(is_signalled());
+    CHECK(table_next_event(&table, &nodeid, &last) && last);
+    CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+    table_closed(&table, NODEID);
+    CHECK(table_detach(&table, NODEID)); /* takes its event along */
+    CHECK(!table_next_event(&table, &nodeid, &last));
+    end();
+}
+
+static void attributes_are_known_until_something_changes_them(void)
+{
+    begin();
+    CHECK(!known(1) && attach(BACKING, false, 0) == 0 && !known(1));
+    fill(1);
+    CHECK(known(1));
+    table_attr_changed(&table, NODEID);
+    CHECK(!known(1));
+    fill(2);
+    struct stamp stamp = forwarding(FUSE_SETXATTR, NODEID);
+    CHECK(!known(2));
+    fill(3); /* computed while it changes */
+    CHECK(!known(3));
+    table_replied(&table, &stamp);
+    CHECK(!known(3));
+    fill(4);
+    CHECK(known(4));
+    end();
+}
+
+static void an_answer_older_than_the_change_is_not_believed(void)
+{
+    begin();
+    CHECK(attach(BACKING, false, 0) == 0);
+    struct stamp old = forwarding(FUSE_GETATTR, 0);
+    table_attr_changed(&table, NODEID);
+    replies(FUSE_GETATTR, &old, 1);
+    CHECK(!known(1));
+
+    old = forwarding(FUSE_GETATTR, 0);
+    struct stamp change = forwarding(FUSE_SETATTR, NODEID);
+    struct stamp during = forwarding(FUSE_GETATTR, 0);
+    replies(FUSE_SETATTR, &change, 2);
+    CHECK(known(2));
+    replies(FUSE_GETATTR, &old, 1);
+    replies(FUSE_GETATTR, &during, 1);
+    CHECK(known(2));
+
+    change = forwarding(FUSE_SETATTR, NODEID);
+    table_attr_changed(&table, NODEID);
+    replies(FUSE_SETATTR, &change, 3);
+    CHECK(!known(3));
+    end();
+}
+
+static void a_change_is_of_the_attachment_it_began_with(void)
+{
+    begin();
+    CHECK(attach(BACKING, false, 0) == 0);
+    struct stamp change = forwarding(FUSE_WRITE, NODEID);
+    CHECK(table_detach(&table, NODEID) && attach(BACKING, false, 0) == 0);
+    fill(1);
+    CHECK(known(1));
+    table_replied(&table, &change);
+    CHECK(known(1));
+    end();
+}
+
+static void size_and_times_of_a_writable_file_are_those_of_its_backing(void)
+{
+    struct fuse_attr_out out;
+    begin();
+    CHECK(attach(BACKING, true, 0) == 0 && ftruncate(file, 1234) == 0);
+    struct stamp stamp = forwarding(FUSE_GETATTR, 0);
+    out = replies(FUSE_GETATTR, &stamp, 6);
+    CHECK(out.attr.size == 1234 && out.attr_valid == 0 && out.attr.mtime != 0);
+    CHECK(ftruncate(file, 99) == 0 && table_answer_getattr(&table, NODEID, &out));
+    CHECK(out.attr.size == 99 && out.attr_valid == 0 && out.attr.mode == 6);
+    CHECK(attach(BACKING, false, 0) == 0);
+    fill(7);
+    CHECK(table_answer_getattr(&table, NODEID, &out) && out.attr.size == 1 && out.attr_valid == 60);
+    end();
+}
+
+static void a_created_file_is_known_from_its_reply(void)
+{
+    struct {
+        struct fuse_out_header header;
+        struct fuse_entry_out entry;
+        struct abi_open_out open;
+    } reply = {.entry = {.nodeid = NODEID, .attr = {.mode = 8}}};
+    begin();
+    struct stamp stamp = forwarding(FUSE_CREATE, 0);
+    CHECK(attach(BACKING, true, 0) == 0);
+    CHECK(table_amend_attributes(&table, FUSE_CREATE, 1, &stamp, (void *)&reply, sizeof reply));
+    CHECK(known(8));
+    end();
+}
+
+static void a_file_may_appear_under_another_number(void)
+{
+    begin();
+    CHECK(table_set_ino(&table, NODEID, 70) && table_set_ino(&table, NODEID, 77));
+    struct stamp stamp = forwarding(FUSE_GETATTR, 0);
+    CHECK(replies(FUSE_GETATTR, &stamp, 1).attr.ino == 77);
+    table_forget_ino(&table, NODEID);
+    table_forget_ino(&table, NODEID);
+    CHECK(replies(FUSE_GETATTR, &stamp, 1).attr.ino == NODEID);
+    end();
+}
+
+static void a_capability_may_come_with_any_xattr(void)
+{
+    begin();
+    CHECK(!table_capability_free(&table, NODEID) && attach(BACKING, false, 0) == 0);
+    CHECK(table_capability_free(&table, NODEID));
+    struct stamp stamp = forwarding(FUSE_SETXATTR, NODEID);
+    CHECK(!table_capability_free(&table, NODEID));
+    table_replied(&table, &stamp);
+    CHECK(!table_capability_free(&table, NODEID));
+    end();
+}
+
+static void many_nodeids_are_found_again(void)
+{
+    enum { MANY = 3000 };
+    struct backing backing = {.id = BACKING};
+    int32_t id;
+    begin();
+    for (uint64_t nodeid = 1; nodeid <= MANY; nodeid++) {
+        backing.fd = -1;
+        backing.fresh_until_ns = 1;
+        CHECK(table_attach(&table, nodeid << 20, &backing) == 0);
+    }
+    CHECK(table_attached(&table) == MANY);
+    for (uint64_t nodeid = 1; nodeid <= MANY; nodeid++) {
+        CHECK(table_answer_open(&table, nodeid << 20, O_RDONLY, 0, &id));
+        if (nodeid % 2) {
+            table_closed(&table, nodeid << 20);
+            CHECK(table_detach(&table, nodeid << 20));
+        }
+    }
+    CHECK(table_attached(&table) == MANY / 2);
+    end();
+}
+
+int main(void)
+{
+    RUN(an_open_file_is_not_detached);
+    RUN(the_last_close_is_told_once);
+    RUN(attributes_are_known_until_something_changes_them);
+    RUN(an_answer_older_than_the_change_is_not_believed);
+    RUN(a_change_is_of_the_attachment_it_began_with);
+    RUN(size_and_times_of_a_writable_file_are_those_of_its_backing);
+    RUN(a_created_file_is_known_from_its_reply);
+    RUN(a_file_may_appear_under_another_number);
+    RUN(a_capability_may_come_with_any_xattr);
+    RUN(many_nodeids_are_found_again);
+    return 0;
+}

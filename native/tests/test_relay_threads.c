@@ -1,0 +1,463 @@
+/* The whole relay over a kernel of our own: the other ends of socket pairs in place of /dev/fuse.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "message.h"
+#include "relay.h"
+
+enum { READERS = 3, NODES = 4, ROUNDS = 400, LIMIT_MS = 20000 };
+
+static struct relay *relay;
+static int kernel[READERS]; /* what would be inside the kernel */
+static int python_fd;
+static int event_fd;
+static int file;
+
+static void begin(void)
+{
+    int clones[READERS - 1];
+    struct relay_setup setup = {.threads = READERS, .clones = clones};
+
+    signal(SIGPIPE, SIG_IGN);
+    for (int i = 0; i < READERS; i++) {
+        int ends[2];
+        CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
+        kernel[i] = ends[0];
+        if (i == 0)
+            setup.device = ends[1];
+        else
+            clones[i - 1] = ends[1];
+    }
+    event_fd = setup.event_fd = eventfd(0, EFD_NONBLOCK);
+    file = memfd_create("backing", 0);
+    CHECK(relay_new(&setup, &relay, &python_fd) == 0);
+    CHECK(relay_start(relay) == 0);
+}
+
+static void end(void)
+{
+    relay_stop(relay);
+    relay_stop(relay);
+    relay_free(relay);
+    for (int i = 0; i < READERS; i++)
+        close(kernel[i]);
+    close(python_fd);
+    close(event_fd);
+    close(file);
+}
+
+/* A message that comes within the limit; its size. */
+static size_t receive(int fd, void *bytes, size_t room)
+{
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    CHECK(poll(&readable, 1, LIMIT_MS) == 1);
+    ssize_t size = recv(fd, bytes, room, 0);
+    CHECK(size >= 0);
+    return (size_t)size;
+}
+
+static void ask(int device, uint32_t opcode, uint64_t unique, uint64_t nodeid, const void *body,
+                size_t body_bytes)
+{
+    struct {
+        struct fuse_in_header header;
+        uint8_t body[256];
+    } message = {.header = {(uint32_t)(sizeof message.header + body_bytes), opcode, unique, nodeid,
+                            0, 0, 0, 0, 0}};
+    if (body_bytes > 0)
+        memcpy(message.body, body, body_bytes);
+    CHECK(send(kernel[device], &message, message.header.len, 0) > 0);
+}
+
+struct answer {
+    struct fuse_out_header header;
+    union {
+        struct abi_open_out open;
+        struct fuse_attr_out attr;
+        uint8_t bytes[256];
+    } body;
+};
+
+static struct answer answered(int device)
+{
+    struct answer answer = {0};
+    CHECK(receive(kernel[device], &answer, sizeof answer) >= sizeof answer.header);
+    return answer;
+}
+
+static void reply(uint64_t unique, int error, const void *body, size_t body_bytes)
+{
+    struct answer answer = {
+        .header = {(uint32_t)(sizeof answer.header + body_bytes), error, unique}};
+    if (body_bytes > 0)
+        memcpy(&answer.body, body, body_bytes);
+    CHECK(send(python_fd, &answer, answer.header.len, 0) > 0);
+}
+
+static uint64_t counted(enum relay_counter counter)
+{
+    uint64_t counts[COUNTERS];
+    relay_counts(relay, counts);
+    return counts[counter];
+}
+
+static void attach(uint64_t nodeid, int64_t fresh_until_ns)
+{
+    struct backing backing = {1, dup(file), true, true, fresh_until_ns};
+    CHECK(table_attach(relay_table(relay), nodeid, &backing) == 0);
+}
+
+/* --- one thing after the other ------------------------------------------------------------- */
+
+static void replies_go_back_where_their_request_came_from(void)
+{
+    uint8_t bytes[512];
+    begin();
+    for (uint64_t i = 0; i < READERS; i++)
+        ask((int)i, FUSE_STATFS, 2 + 2 * i, 1, NULL, 0);
+    for (int i = 0; i < READERS; i++)
+        CHECK(receive(python_fd, bytes, sizeof bytes) == sizeof(struct fuse_in_header));
+    for (int i = READERS - 1; i >= 0; i--)
+        reply(2 + 2 * (uint64_t)i, -ENOENT, NULL, 0);
+    for (int i = 0; i < READERS; i++) {
+        struct answer answer = answered(i);
+        CHECK(answer.header.unique == 2 + 2 * (uint64_t)i && answer.header.error == -ENOENT);
+    }
+    end();
+}
+
+static void malformed_messages_become_eio_or_nothing(void)
+{
+    uint8_t bytes[512];
+    begin();
+    ask(0, FUSE_OPEN, 2, 5, NULL, 0);
+    CHECK(answered(0).header.error == -EIO);
+    CHECK(send(kernel[0], "short", 5, 0) == 5);
+    ask(0, FUSE_FORGET, 4, 5, NULL, 0); /* wants no answer, gets none */
+
+    ask(0, FUSE_LOOKUP, 6, 1, "a", 2);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    reply(6, 0, "too short", 9);
+    CHECK(answered(0).header.error == -EIO);
+    CHECK(send(python_fd, "short", 5, 0) == 5);
+    reply(1000, 0, NULL, 0);
+    struct fuse_open_in in = {.flags = O_RDWR};
+    struct abi_open_out out = {.fh = HANDLE_RELAY};
+    ask(0, FUSE_OPEN, 8, 5, &in, sizeof in);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    reply(8, 0, &out, sizeof out);
+    CHECK(answered(0).header.error == -EIO);
+    CHECK(counted(COUNTER_malformed_requests) == 3 && counted(COUNTER_malformed_replies) == 3);
+    CHECK(counted(COUNTER_unknown_replies) == 1);
+    end();
+}
+
+static void hot_opens_need_no_python(void)
+{
+    struct fuse_open_in in = {.flags = O_RDONLY};
+    struct fuse_release_in release = {0};
+    begin();
+    attach(5, INT64_MAX);
+    ask(1, FUSE_OPEN, 2, 5, &in, sizeof in);
+    struct answer answer = answered(1);
+    CHECK(answer.body.open.fh == (HANDLE_RELAY | 5) && answer.body.open.backing_id == 1);
+    CHECK(table_opens(relay_table(relay), 5) == 1);
+    release.fh = answer.body.open.fh;
+    ask(2, FUSE_RELEASE, 4, 5, &release, sizeof release);
+    CHECK(answered(2).header.error == 0 && table_opens(relay_table(relay), 5) == 0);
+    CHECK(counted(COUNTER_forwarded) == 0);
+    end();
+}
+
+static void a_release_is_counted_only_for_an_open_that_was(void)
+{
+    uint8_t bytes[512];
+    struct fuse_open_in in = {.flags = O_RDWR};
+    struct abi_open_out out = {.fh = 9};
+    struct fuse_release_in release = {.fh = 8}; /* opened before it was attached */
+    struct {
+        struct fuse_in_header header;
+        struct fuse_release_in in;
+    } seen;
+
+    begin();
+    ask(0, FUSE_OPEN, 2, 5, &in, sizeof in);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    attach(5, 0);
+    reply(2, 0, &out, sizeof out);
+    struct answer answer = answered(0);
+    CHECK(answer.body.open.backing_id == 1 && table_opens(relay_table(relay), 5) == 1);
+    ask(0, FUSE_RELEASE, 4, 5, &release, sizeof release);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    CHECK(table_opens(relay_table(relay), 5) == 1);
+    release.fh = answer.body.open.fh;
+    ask(0, FUSE_RELEASE, 6, 5, &release, sizeof release);
+    CHECK(receive(python_fd, &seen, sizeof seen) == sizeof seen);
+    CHECK(seen.in.fh == 9 && table_opens(relay_table(relay), 5) == 0);
+    end();
+}
+
+static void a_full_socket_delays_no_hot_open(void)
+{
+    enum { WRITES = 64, BYTES = 512 * 1024 };
+    struct fuse_open_in in = {.flags = O_RDONLY};
+    uint8_t *message = calloc(1, BYTES);
+    int buffer = 4 * BYTES;
+
+    begin();
+    attach(5, INT64_MAX);
+    setsockopt(kernel[0], SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer);
+    setsockopt(kernel[0], SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
+    for (uint64_t i = 0; i < WRITES; i++) {
+        struct fuse_in_header header = {.len = BYTES, .opcode = FUSE_WRITE, .unique = 100 + 2 * i};
+        memcpy(message, &header, sizeof header);
+        if (send(kernel[0], message, BYTES, 0) != BYTES) {
+            CHECK(errno == EMSGSIZE); /* no right to a larger buffer */
+            printf("skipped: ");
+            goto done;
+        }
+    }
+    ask(1, FUSE_OPEN, 2, 5, &in, sizeof in);
+    CHECK(answered(1).header.unique == 2);
+    for (uint64_t i = 0; i < WRITES; i++) {
+        struct fuse_in_header header;
+        CHECK(receive(python_fd, message, BYTES) == BYTES);
+        memcpy(&header, message, sizeof header);
+        CHECK(header.unique == 100 + 2 * i); /* in order */
+    }
+    CHECK(counted(COUNTER_queued) > 0);
+done:
+    free(message);
+    end();
+}
+
+static void notifications_reach_the_kernel(void)
+{
+    struct answer answer = {.header = {sizeof answer.header + 24, FUSE_NOTIFY_INVAL_INODE, 0}};
+    begin();
+    CHECK(send(python_fd, &answer, answer.header.len, 0) > 0);
+    CHECK(answered(0).header.error == FUSE_NOTIFY_INVAL_INODE);
+    end();
+}
+
+static void an_interrupt_python_cannot_place_is_sent_again(void)
+{
+    uint8_t bytes[512];
+    struct fuse_interrupt_in interrupt = {.unique = 2};
+    begin();
+    ask(2, FUSE_STATFS, 2, 1, NULL, 0);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    ask(1, FUSE_INTERRUPT, 3, 1, &interrupt, sizeof interrupt);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    reply(3, -EAGAIN, NULL, 0);
+    CHECK(answered(2).header.unique == 3); /* where its request came from */
+    reply(2, -EINTR, NULL, 0);
+    CHECK(answered(2).header.unique == 2);
+    reply(3, -EAGAIN, NULL, 0); /* too late: dropped */
+    end();
+}
+
+static void without_python_nothing_hangs(void)
+{
+    uint8_t bytes[512];
+    begin();
+    ask(0, FUSE_STATFS, 2, 1, NULL, 0);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    close(python_fd);
+    CHECK(answered(0).header.error == -ENOTCONN);
+    ask(1, FUSE_STATFS, 4, 1, NULL, 0);
+    CHECK(answered(1).header.error == -ENOTCONN);
+    CHECK(relay_pending(relay) == 0);
+    python_fd = -1;
+    end();
+}
+
+static void the_end_of_the_mount_is_told(void)
+{
+    struct pollfd readable;
+    begin();
+    readable = (struct pollfd){.fd = event_fd, .events = POLLIN};
+    CHECK(!relay_is_unmounted(relay));
+    close(kernel[1]);
+    CHECK(poll(&readable, 1, LIMIT_MS) == 1 && relay_is_unmounted(relay));
+    kernel[1] = -1;
+    end();
+}
+
+static void an_open_the_kernel_does_not_take_is_not_counted(void)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    uint8_t bytes[512];
+    struct fuse_open_in in = {.flags = O_RDWR};
+    struct abi_open_out out = {.fh = 9};
+    begin();
+    attach(5, INT64_MAX);
+    ask(0, FUSE_OPEN, 2, 5, &in, sizeof in);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    close(kernel[0]);
+    kernel[0] = -1;
+    reply(2, 0, &out, sizeof out);
+    for (int i = 0; counted(COUNTER_write_errors) == 0; i++) {
+        CHECK(i < LIMIT_MS);
+        nanosleep(&pause, NULL);
+    }
+    while (table_opens(relay_table(relay), 5) != 0)
+        nanosleep(&pause, NULL);
+    CHECK(table_detach(relay_table(relay), 5));
+    end();
+}
+
+/* --- all at once --------------------------------------------------------------------------- */
+
+static atomic_bool is_over;
+static atomic_int
+    kernels_open[NODES + 1]; /* as the kernel sees it: between OPEN's reply and RELEASE */
+
+/* Answers like a daemon: every OPEN, every GETATTR. */
+static void *python(void *unused)
+{
+    (void)unused;
+    while (!atomic_load(&is_over)) {
+        struct {
+            struct fuse_in_header header;
+            uint8_t body[256];
+        } request;
+        struct pollfd readable = {.fd = python_fd, .events = POLLIN};
+        if (poll(&readable, 1, 10) != 1)
+            continue;
+        CHECK(recv(python_fd, &request, sizeof request, 0) > 0);
+        struct abi_open_out open = {.fh = 17};
+        struct fuse_attr_out attr = {.attr = {.mode = 1}};
+        switch (request.header.opcode) {
+        case FUSE_OPEN:
+            reply(request.header.unique, 0, &open, sizeof open);
+            break;
+        case FUSE_GETATTR:
+        case FUSE_SETATTR:
+            reply(request.header.unique, 0, &attr, sizeof attr);
+            break;
+        default:
+            reply(request.header.unique, 0, NULL, 0);
+        }
+    }
+    return NULL;
+}
+
+/* Attaches and detaches; a detach that succeeds must find the file closed in the kernel. */
+static void *policy(void *unused)
+{
+    uint64_t seed = 1;
+    uint64_t nodeid;
+    bool last;
+    (void)unused;
+    while (!atomic_load(&is_over)) {
+        uint64_t node = 1 + check_random(&seed) % NODES;
+        if (check_random(&seed) % 2) {
+            attach(node, check_random(&seed) % 2 ? INT64_MAX : 0);
+        } else {
+            table_detach(relay_table(relay), node);
+        }
+        table_attr_changed(relay_table(relay), node);
+        while (table_next_event(relay_table(relay), &nodeid, &last))
+            CHECK(nodeid >= 1 && nodeid <= NODES);
+        table_set_ino(relay_table(relay), node, 1000 + node);
+        table_forget_ino(relay_table(relay), node);
+    }
+    return NULL;
+}
+
+/* A program: open, stat, close on a descriptor of its own. */
+static void *program(void *argument)
+{
+    int device = *(int *)argument;
+    uint64_t seed = (uint64_t)device + 7;
+    uint64_t unique = 1000000 * ((uint64_t)device + 1);
+
+    for (int round = 0; round < ROUNDS; round++) {
+        uint64_t node = 1 + check_random(&seed) % NODES;
+        struct fuse_open_in in = {.flags = check_random(&seed) % 4 ? O_RDONLY : O_RDWR};
+        struct fuse_getattr_in getattr = {0};
+        struct fuse_setattr_in setattr = {0};
+        struct fuse_release_in release = {0};
+
+        ask(device, FUSE_OPEN, unique += 2, node, &in, sizeof in);
+        struct answer answer = answered(device);
+        CHECK(answer.header.unique == unique && answer.header.error == 0);
+        bool is_passthrough = answer.body.open.open_flags & ABI_FOPEN_PASSTHROUGH;
+        CHECK(is_passthrough == ((answer.body.open.fh & HANDLE_OURS) != 0));
+        if (is_passthrough) {
+            atomic_fetch_add(&kernels_open[node], 1);
+            CHECK(table_opens(relay_table(relay), node) > 0);
+            CHECK(!table_detach(relay_table(relay), node));
+        }
+        if (round % 3 == 0)
+            ask(device, FUSE_SETATTR, unique += 2, node, &setattr, sizeof setattr);
+        else
+            ask(device, FUSE_GETATTR, unique += 2, node, &getattr, sizeof getattr);
+        struct answer attributes = answered(device);
+        CHECK(attributes.header.unique == unique && attributes.body.attr.attr.mode == 1);
+        release.fh = answer.body.open.fh;
+        if (is_passthrough)
+            atomic_fetch_sub(&kernels_open[node], 1);
+        ask(device, FUSE_RELEASE, unique += 2, node, &release, sizeof release);
+        CHECK(answered(device).header.unique == unique);
+    }
+    return NULL;
+}
+
+static void counts_hold_while_all_happens_at_once(void)
+{
+    pthread_t others[2];
+    pthread_t programs[READERS];
+    int devices[READERS];
+
+    begin();
+    atomic_store(&is_over, false);
+    CHECK(pthread_create(&others[0], NULL, python, NULL) == 0);
+    CHECK(pthread_create(&others[1], NULL, policy, NULL) == 0);
+    for (int i = 0; i < READERS; i++) {
+        devices[i] = i;
+        CHECK(pthread_create(&programs[i], NULL, program, &devices[i]) == 0);
+    }
+    for (int i = 0; i < READERS; i++)
+        pthread_join(programs[i], NULL);
+    atomic_store(&is_over, true);
+    for (int i = 0; i < 2; i++)
+        pthread_join(others[i], NULL);
+    for (uint64_t node = 1; node <= NODES; node++) {
+        CHECK(table_opens(relay_table(relay), node) == 0 && kernels_open[node] == 0);
+        CHECK(table_detach(relay_table(relay), node));
+    }
+    CHECK(relay_pending(relay) == 0 && counted(COUNTER_malformed_replies) == 0);
+    CHECK(counted(COUNTER_answered_open) > 0 && counted(COUNTER_amended_open) > 0);
+    end();
+}
+
+int main(void)
+{
+    RUN(replies_go_back_where_their_request_came_from);
+    RUN(malformed_messages_become_eio_or_nothing);
+    RUN(hot_opens_need_no_python);
+    RUN(a_release_is_counted_only_for_an_open_that_was);
+    RUN(a_full_socket_delays_no_hot_open);
+    RUN(notifications_reach_the_kernel);
+    RUN(an_interrupt_python_cannot_place_is_sent_again);
+    RUN(without_python_nothing_hangs);
+    RUN(the_end_of_the_mount_is_told);
+    RUN(an_open_the_kernel_does_not_take_is_not_counted);
+    RUN(counts_hold_while_all_happens_at_once);
+    return 0;
+}
