@@ -5,6 +5,7 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 def passthrough_available() -> str | None: ...
+
 @final
 class Relay:
     def __init__(

@@ -26,7 +26,10 @@ REPLIES = {
     "setattr": (4, struct.pack("<QII", 60, 0, 0) + bytes(88)),
     "open": (14, struct.pack("<QII", 5, 2, 0)),
     "create": (35, ENTRY + struct.pack("<QII", 5, 2, 0)),
-    "init": (26, struct.pack("<IIIIHHIIHH", 7, 38, 131072, 0, 12, 9, 1 << 20, 1, 256, 0) + bytes(32)),
+    "init": (
+        26,
+        struct.pack("<IIIIHHIIHH", 7, 38, 131072, 0, 12, 9, 1 << 20, 1, 256, 0) + bytes(32),
+    ),
     "readdir": (28, (DIRENT + bytes(4)) * 2),
     "readdirplus": (44, (ENTRY + DIRENT + bytes(4)) * 2),
 }
@@ -43,6 +46,7 @@ def main() -> None:
 
 
 def write(folder: str, name: str, content: bytes) -> None:
+    """One seed."""
     (CORPUS / folder).mkdir(parents=True, exist_ok=True)
     (CORPUS / folder / name).write_bytes(content)
 

@@ -176,7 +176,9 @@ class Relayed(pyfuse3.Operations):
             # The kernel holds the directory's lock until this create is answered.
             self._invalidate(name)
             await trio.sleep(0.2)
-        nodeid = self.add(os.fsdecode(name), self.image(f"created-{len(self.nodes)}"), writable=True)
+        nodeid = self.add(
+            os.fsdecode(name), self.image(f"created-{len(self.nodes)}"), writable=True
+        )
         node = self.nodes[nodeid]
         node.mode = mode
         return await self.open(nodeid, flags, ctx), self._entry(node, looked_up=True)

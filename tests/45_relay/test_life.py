@@ -116,7 +116,7 @@ def test_an_aborted_connection_ends_the_daemon(served):
         served.abort()
         assert served.process.wait(20) == 0
         assert len(file.read()) == 4096, "what is open goes on reading"
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="not connected"):
         (served.path / "f").stat()
 
 
@@ -144,7 +144,7 @@ def test_when_python_stops_serving_nothing_hangs(served):
     served.ask("fs.add('f', fs.image('image'))")
     served.process.send_signal(signal.SIGKILL)
     served.process.wait(20)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="not connected"):
         os.stat(served.path / "other")
     served.process.returncode = 0
     served.process.wait = lambda *_: 0
