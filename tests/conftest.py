@@ -25,6 +25,8 @@ import pytest
 import agentfs
 from agentfs.cli.mounts import all_mounts
 from agentfs.control import lock
+from agentfs.filesystem.staging import OWN_TMPFS
+from agentfs.fuse._relay import passthrough_available
 
 COMMAND_LIMIT_S = 60.0
 TEST_LIMIT_S = 120.0
@@ -107,6 +109,14 @@ class Mounted:
                 abort.write_text("1")
         detach(self.path)
         self._kill_daemon()
+        self._drop_tmpfs()
+
+    def _drop_tmpfs(self) -> None:
+        """What a killed daemon staged waits on its tmpfs for a next mount that never comes."""
+        for owner in OWN_TMPFS.glob("*/store"):
+            if owner.read_bytes() == os.fsencode(self.store):
+                detach(owner.parent)
+                owner.parent.rmdir()
 
     def _kill_daemon(self) -> None:
         pid = lock.holder(self.store) or 0
@@ -180,8 +190,18 @@ def mount_fusectl() -> None:
 MountStore = Callable[..., Mounted]
 
 
+@pytest.fixture(params=["plain", "relay"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """Each mode there is: all but sharing and speed must be the same in both."""
+    chosen: str = request.param
+    obstacle = passthrough_available() if chosen == "relay" else None
+    if obstacle is not None:
+        pytest.skip(f"no relay mode here: {obstacle}")
+    return chosen
+
+
 @pytest.fixture
-def mount_store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountStore]:
+def mount_store(tmp_path: Path, request: pytest.FixtureRequest, mode: str) -> Iterator[MountStore]:
     """Mount stores on demand: `mount_store("--profile", path, name="second")`.
 
     Stores of different names are different; each is unmounted after the test.
@@ -196,7 +216,7 @@ def mount_store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Moun
         path = tmp_path / name
         path.mkdir(exist_ok=True)
         store = tmp_path / f"{name}.store"
-        mounted = Mounted(store, path, tuple(map(str, options)), limit_s * 0.8)
+        mounted = Mounted(store, path, ("--mode", mode, *map(str, options)), limit_s * 0.8)
         made.append(mounted)
         mounted.mount()
         return mounted

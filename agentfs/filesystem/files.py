@@ -69,8 +69,11 @@ class Files:
     async def prepare(self, inode: Inode, flags: int) -> None:
         """Make an inode ready to be opened; nothing to do when we serve reads and writes."""
 
+    async def prepare_room(self) -> None:
+        """Before an inode is made that a program will write through the kernel."""
+
     def prepare_new(self, file: LiveFile) -> None:
-        """The same for an inode just made."""
+        """Make an inode just made ready to be opened."""
 
     def closed(self, nodeid: int) -> None:
         """The relay says that nobody has an inode open any more."""

@@ -111,7 +111,7 @@ class Images:
 
     async def _make(self, content: int, digest: bytes, size: int) -> None:
         path = f"{self._directory}/{digest.hex()}"
-        self._staging.used_bytes += size  # reserved while it is made
+        self._staging.count_images(size)  # reserved while it is made
         fd = os.open(
             path + _INCOMPLETE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
         )
@@ -121,7 +121,7 @@ class Images:
         except BaseException:
             os.close(fd)
             os.unlink(path + _INCOMPLETE)
-            self._staging.used_bytes -= size
+            self._staging.count_images(-size)
             raise
         self._add(digest, path, fd, size)
 
@@ -142,6 +142,8 @@ class Images:
             return None
         path = f"{self._directory}/{digest.hex()}"
         os.rename(staged.path, path)
+        self._staging.count(staged, 0)
+        self._staging.count_images(size)
         fd, staged.fd = staged.descriptor(), None
         image = Image(digest, path, fd, backing, size)
         image.priority = self._clock
@@ -152,7 +154,8 @@ class Images:
         """Turn an image that has one user back into that user's staged file."""
         del self._images[image.digest]
         staged = self._staging.accept(inode_id, image.path, image.fd)
-        staged.counted_bytes = image.size
+        self._staging.count_images(-image.size)
+        self._staging.count(staged, image.size)
         return staged
 
     def use(self, image: Image, file: LiveFile) -> None:
@@ -190,7 +193,7 @@ class Images:
         self._relay.unregister(image.backing)
         os.close(image.fd)
         os.unlink(image.path)
-        self._staging.used_bytes -= image.size
+        self._staging.count_images(-image.size)
         return True
 
     def close(self) -> None:
@@ -198,5 +201,5 @@ class Images:
         for image in list(self._images.values()):
             os.close(image.fd)
             os.unlink(image.path)
-            self._staging.used_bytes -= image.size
+            self._staging.count_images(-image.size)
         self._images.clear()

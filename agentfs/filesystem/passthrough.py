@@ -77,6 +77,10 @@ class PassthroughFiles(Files):
         elif file.staged is not None:
             self._attach_staged(file, file.staged)
 
+    async def prepare_room(self) -> None:
+        if not self._staging.fits(0):
+            await self._staging.wait_for_room()
+
     def prepare_new(self, file: LiveFile) -> None:
         """Attach an inode just made."""
         file.staged = staged = self._staging.create(file.inode.id)

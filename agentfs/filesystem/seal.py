@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 WINDOW_BYTES = 16 << 20
 """Read, cut and hashed at once; files up to this size are sealed together, up to twice it."""
 
+HEAD_BYTES = 2 << 20
+"""Holds the first chunk of a file of any size."""
+
 _COMMIT_FILES = 32
 """Files recorded in one transaction, about 1 ms."""
 
@@ -295,6 +298,8 @@ class Sealer:
     def _store_large(
         self, snapshot: _Snapshot, fd: int, extents: list[tuple[int, int]], packer: _Packer
     ) -> bool:
+        if self._is_known_whole(snapshot, fd, extents):
+            return True
         params = params_for_size(snapshot.size)
         hasher = ContentHasher(sparse=bool(snapshot.holes))
         position = 0
@@ -319,6 +324,35 @@ class Sealer:
             hasher.hole(position, snapshot.size - position)
             snapshot.parts.append((None, snapshot.size - position))
         snapshot.digest = hasher.digest()
+        return True
+
+    def _is_known_whole(
+        self, snapshot: _Snapshot, fd: int, extents: list[tuple[int, int]]
+    ) -> bool:
+        """Name a large file that begins with a known chunk; True if its content is known.
+
+        A copy is then done with one pass of hashing: 50 MB in 20 ms, against 100 ms for cutting
+        it as well. A file that only grew pays that pass in vain.
+        """
+        if snapshot.holes:
+            return False
+        head = memoryview(os.pread(fd, HEAD_BYTES, 0))
+        if not head:
+            return False  # cut short meanwhile
+        first, _ = next(_chunks(head, params_for_size(snapshot.size)))
+        if not trio.from_thread.run_sync(self._contents.find_chunks, (first,)):
+            return False
+        hasher = ContentHasher(sparse=False)
+        for position in range(0, snapshot.size, WINDOW_BYTES):
+            size = min(WINDOW_BYTES, snapshot.size - position)
+            data = os.pread(fd, size, position)
+            if len(data) < size:
+                return False
+            hasher.data(data)
+        digest = hasher.digest()
+        if not trio.from_thread.run_sync(self._known_contents, (digest,)):
+            return False
+        snapshot.digest = digest
         return True
 
     def _pack_unknown(self, chunks: list[tuple[bytes, memoryview]], packer: _Packer) -> None:

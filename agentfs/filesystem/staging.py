@@ -23,6 +23,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import trio
+
 from agentfs.errors import StoreUnusable
 from agentfs.filesystem.room import Room
 from agentfs.model import SECTOR_BYTES
@@ -36,7 +38,10 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _INCOMPLETE = ".tmp"
 _IMAGES = "images"
+_OWNER = "store"
+_NOT_STAGED = {_IMAGES, _OWNER}
 _COPY_BYTES = 1 << 20
+_ROOM_TRIES = 4
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
@@ -76,6 +81,21 @@ def mount_tmpfs(path: Path, budget_bytes: int) -> Path:
         if done.returncode == 0:
             return path
     raise StoreUnusable(f"no tmpfs can be mounted at {path}: {done.stderr.strip()}")
+
+
+def unmount_orphans() -> None:
+    """Give back the tmpfs of stores that were deleted while no daemon could notice."""
+    for path in OWN_TMPFS.iterdir() if OWN_TMPFS.is_dir() else ():
+        owner = path / _OWNER
+        if owner.exists() and not Path(os.fsdecode(owner.read_bytes())).exists():
+            log.info("the store of %s is gone: unmounted", path)
+            unmount(path)
+
+
+def unmount(path: Path) -> None:
+    """Unmount a tmpfs and remove its mountpoint, whoever looks into it."""
+    subprocess.run(["umount", "--lazy", str(path)], check=False)
+    path.rmdir()
 
 
 class StagedFile:
@@ -119,7 +139,9 @@ class Staging:
         self._disk = open_private_directory(store / "staging")
         self._own_tmpfs = OWN_TMPFS / store_id if private else None
         if self._own_tmpfs is not None:
+            unmount_orphans()
             self._fast = mount_tmpfs(self._own_tmpfs, budget_bytes)
+            (self._fast / _OWNER).write_bytes(os.fsencode(store.absolute()))
         elif TMPFS.is_dir():
             self._fast = open_private_directory(TMPFS / f"agentfs-{os.geteuid()}-{store_id}")
         else:
@@ -128,6 +150,12 @@ class Staging:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         """On tmpfs: staged files, by the sizes they were counted with, and resident images."""
+        self.image_bytes = 0
+        """Of that, the images."""
+        self.is_wanted = trio.Event()
+        """Set by who waits for room that sealing would make."""
+        self.was_made = trio.Event()
+        """Set, and replaced, whenever there may be more room."""
         self.make_room: Callable[[int], bool] = lambda wanted_bytes: False
         """Frees room on tmpfs for so many bytes more; replaced by whoever keeps images there."""
         self._boot = store / "boot"
@@ -205,6 +233,19 @@ class Staging:
         holes = status.st_size - status.st_blocks * SECTOR_BYTES
         return holes if holes > 0 else None
 
+    def count_images(self, growth_bytes: int) -> None:
+        """Note that images take so much more, or less, of tmpfs."""
+        self.used_bytes += growth_bytes
+        self.image_bytes += growth_bytes
+
+    async def wait_for_room(self) -> None:
+        """Return when tmpfs is within its budget, or when sealing does not get it there."""
+        for _ in range(_ROOM_TRIES):
+            if self.fits(0):
+                return
+            self.is_wanted.set()
+            await self.was_made.wait()
+
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""
         return (
@@ -251,7 +292,7 @@ class Staging:
             if directory is self._disk and not on_disk:
                 continue
             for entry in os.scandir(directory):
-                if entry.name == _IMAGES:
+                if entry.name in _NOT_STAGED:
                     continue
                 if entry.name.endswith(_INCOMPLETE):
                     os.unlink(entry.path)
@@ -267,10 +308,11 @@ class Staging:
         sync_path(self._disk)
         self._boot.unlink()
         sync_path(self._boot.parent)
-        if self._fast is not self._disk and not set(os.listdir(self._fast)) - {_IMAGES}:
+        if self._fast is not self._disk and not set(os.listdir(self._fast)) - _NOT_STAGED:
             if self._own_tmpfs is not None:
-                subprocess.run(["umount", str(self._own_tmpfs)], check=False)
-            shutil.rmtree(self._fast)
+                unmount(self._own_tmpfs)
+            else:
+                shutil.rmtree(self._fast)
 
 
 def sync_path(path: Path) -> None:

@@ -131,8 +131,12 @@ class Volume:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sealer.serve_fsync)
             while True:
-                await trio.sleep(_TICK_S)
+                with trio.move_on_after(_TICK_S):
+                    await self.staging.is_wanted.wait()
+                self.staging.is_wanted = trio.Event()
                 await self._tick()
+                self.staging.was_made.set()
+                self.staging.was_made = trio.Event()
 
     async def _tick(self) -> None:
         try:
@@ -143,7 +147,8 @@ class Volume:
         except OSError as error:
             log.error("cannot tidy the index: %s", error)
         now = time.monotonic()
-        under_pressure = self.staging.used_bytes > _PRESSURE_SHARE * self.staging.budget_bytes
+        staged_bytes = self.staging.used_bytes - self.staging.image_bytes
+        under_pressure = staged_bytes > _PRESSURE_SHARE * self.staging.budget_bytes
         rest_s = 0.0 if under_pressure else self._profile.seal.rest_s
         due = [
             file

@@ -185,10 +185,11 @@ class Operations(pyfuse3.Operations):
                 raise
         return self._file_info(handle)
 
-    @answers
-    def create(
+    @answers_later
+    async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        await self._files.prepare_room()
         inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         handle.file.name = (parent, name)

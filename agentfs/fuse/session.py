@@ -43,7 +43,7 @@ class Session(Protocol):
         """Carry on what comes by another way than requests. Returns when the mount is gone."""
 
     def close(self) -> None:
-        """Unmount if need be, and let go."""
+        """Unmount if need be, and let go. Idempotent."""
 
 
 def choose(config: MountConfig) -> Session:
@@ -112,6 +112,7 @@ class RelaySession:
                 f"{config.mountpoint} could not be mounted: {error.strerror}"
             ) from error
         self._is_started = False
+        self._is_closed = False
 
     def start(self, operations: Operations) -> None:
         loop.enable()
@@ -131,9 +132,11 @@ class RelaySession:
         if self._is_started:
             self._is_started = False
             pyfuse3.close(unmount=False)
-        if not self.relay.unmounted:
-            self.relay.unmount(lazy=True)
-        self.relay.close()
+        if not self._is_closed:
+            self._is_closed = True
+            if not self.relay.unmounted:
+                self.relay.unmount(lazy=True)
+            self.relay.close()
 
 
 class _MountOption(str):

@@ -58,7 +58,7 @@ def test_mountinfo_says_which_store_it_is(mounted: Any) -> None:
     assert mount.store == mounted.store
 
 
-def test_stats_have_every_key_and_count_what_is_there(mounted: Any) -> None:
+def test_stats_have_every_key_and_count_what_is_there(mounted: Any, mode: str) -> None:
     for name in ("a", "b"):
         (mounted.path / name).write_bytes(LINE * 5000)
     mounted.agentfs("sync", mounted.path)
@@ -68,7 +68,7 @@ def test_stats_have_every_key_and_count_what_is_there(mounted: Any) -> None:
     assert figures["logical_bytes"] == 2 * 5000 * len(LINE)
     assert figures["unique_bytes"] < figures["logical_bytes"] * 0.6
     assert figures["dedup_ratio"] > 1.9
-    assert figures["mode"] == "plain"
+    assert figures["mode"] == mode
     assert figures["pid"] == mounted.pid == lock.holder(mounted.store)
     assert figures["mountpoint"] == str(mounted.path)
     assert figures["rss_bytes"] > 10 << 20
@@ -89,20 +89,20 @@ def test_stats_of_a_store_that_is_not_mounted(mounted: Any) -> None:
     assert sorted(mounted.store.rglob("*")) == before, "reading changes nothing"
 
 
-def test_stats_for_people_fit_a_line_width_and_name_the_daemon(mounted: Any) -> None:
+def test_stats_for_people_fit_a_line_width_and_name_the_daemon(mounted: Any, mode: str) -> None:
     (mounted.path / "a").write_bytes(LINE * 5000)
     mounted.agentfs("sync", mounted.path)
     text = mounted.agentfs("stats", mounted.path)
     assert text.startswith(f"{mounted.path}: 1 file, ")
-    assert f"pid {mounted.pid}, plain mode" in text
+    assert f"pid {mounted.pid}, {mode} mode" in text
     assert "█" in text
     assert "\x1b" not in text, "no colours in a pipe"
 
 
-def test_stats_work_in_a_locale_without_utf8(mounted: Any, run: Run) -> None:
+def test_stats_work_in_a_locale_without_utf8(mounted: Any, run: Run, mode: str) -> None:
     done = run("stats", mounted.path, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
-    assert "plain mode" in done.stdout
+    assert f"{mode} mode" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["sync", "gc", "stats", "umount"])
