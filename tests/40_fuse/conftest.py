@@ -14,22 +14,6 @@ import pytest
 Script = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(params=["plain", "relay"])
-def mode(request: pytest.FixtureRequest) -> str:
-    """How it is mounted: nothing but sharing may depend on it."""
-    mode: str = request.param
-    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-    if mode == "relay" and (os.geteuid() != 0 or release < (6, 9)):
-        pytest.skip("relay mode needs root and Linux 6.9")
-    return mode
-
-
-@pytest.fixture
-def mounted(mount_store: Callable[..., Any], mode: str) -> Any:
-    """One mounted store, empty, with the default profile."""
-    return mount_store("--mode", mode)
-
-
 @pytest.fixture
 def mnt(mounted: Any) -> Path:
     """The mounted directory."""

@@ -199,18 +199,9 @@ def expected_of(log: Path) -> tuple[dict[str, tuple[str, int | None]], set[str]]
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_sigkill_loses_no_completed_operation(mounted: Any, tmp_path: Path, seed: int) -> None:
+    command = [sys.executable, "-I", "-c", WRITER, mounted.path]
     writers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                WRITER,
-                mounted.path,
-                tmp_path / f"log{number}",
-                f"{number}",
-            ]
-        )
+        subprocess.Popen([*command, tmp_path / f"log{number}", f"{number}"])
         for number in (seed * 10, seed * 10 + 1)
     ]
     time.sleep(1.5 + seed * 0.4)
@@ -285,9 +276,9 @@ def fill(folder: Path, seed: int) -> tuple[int, dict[str, bytes]]:
 
 @pytest.mark.timeout(180)
 def test_a_full_disk_is_reported_corrupts_nothing_and_works_again_after_freeing(
-    small_disk: Path, tiny_staging: Path, mount_store: Any, mode: str
+    small_disk: Path, tiny_staging: Path, mount_store: Any
 ) -> None:
-    mounted = mount_store("--profile", tiny_staging, "--mode", mode)
+    mounted = mount_store("--profile", tiny_staging)
     number, kept = fill(mounted.path, 1)
     assert errno.errorcode[number] == "ENOSPC", mounted.log()
     assert len(kept) > 20
