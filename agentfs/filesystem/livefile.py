@@ -145,17 +145,15 @@ class InodeTable:
         index.transaction.on_failure = self._reread
         self._left: dict[int, Inode] = {}
         """What a nodeid that its name has left shows to those who have it open."""
-        self._opens: Callable[[int], int] = lambda nodeid: 0
-        self._changed: Callable[[int], None] = lambda nodeid: None
-        self._forgotten: Callable[[LiveFile], None] = lambda live: None
+        self.watch()
 
     def watch(
         self,
-        opens: Callable[[int], int],
-        changed: Callable[[int], None],
-        forgotten: Callable[[LiveFile], None],
+        opens: Callable[[int], int] = lambda nodeid: 0,
+        changed: Callable[[int], None] = lambda nodeid: None,
+        forgotten: Callable[[LiveFile], None] = lambda live: None,
     ) -> None:
-        """Ask and tell the relay.
+        """Ask and tell the relay; without arguments, no more.
 
         :param opens: how many programs have a nodeid open
         :param changed: attributes of a nodeid changed by another way than through it

@@ -209,6 +209,7 @@ class PassthroughFiles(Files):
 
     def abandon(self) -> None:
         """The mount is gone: what is attached is ours again."""
+        self._table.watch()
         for file in list(self._table.files()):
             if file.is_passed_through:
                 file.refresh()

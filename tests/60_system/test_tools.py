@@ -50,15 +50,13 @@ def test_fsstress(mounted: Any, program: Program, given: Given) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_pjdfstest(mounted: Any, program: Program, given: Given, open_to_all: None) -> None:
+def test_pjdfstest(
+    mounted: Any, program: Program, given: Given, open_to_all: None, tmp_path: Path
+) -> None:
     runner = given("AGENTFS_PJDFSTEST")
     if os.geteuid() != 0:
         pytest.skip("pjdfstest needs root")
-    summary = program(
-        runner,
-        mounted.path,
-        timeout=1100,
-        env=os.environ | {"PJD_JOBS": "4", "PJD_LOG": os.devnull},
-    )
+    environment = os.environ | {"PJD_JOBS": "4", "PJD_LOG": str(tmp_path / "tap")}
+    summary = program(runner, mounted.path, timeout=1100, env=environment)
     assert "Failed" not in summary
     assert "Traceback" not in mounted.log()
