@@ -167,8 +167,11 @@ class Images:
         image.priority = self._clock + image.uses
 
     def leave(self, file: LiveFile) -> bool:
-        """Detach a file from its image; False, and nothing changed, while it is open."""
-        if not self._relay.detach(file.nodeid):
+        """Detach a file from its image; False, and nothing changed, while it is open.
+
+        An open that we have granted may not have reached the relay yet.
+        """
+        if file.handles or not self._relay.detach(file.nodeid):
             return False
         if file.image is not None:
             file.image.users.pop(file.nodeid, None)

@@ -309,6 +309,10 @@ class Namespace:
         if inode.nlink == 0:
             self._table.unlinked(inode, is_removed=is_removed)
 
+    def other_names(self, inode: Inode) -> list[tuple[int, bytes]]:
+        """(parent, name) of all names of an inode that has several; else none."""
+        return self._dentries.names_of(inode.id) if inode.nlink > 1 else []
+
     def entries_after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to *limit* entries of a directory that sort after *name*."""
         current = self._table.current

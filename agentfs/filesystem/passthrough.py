@@ -125,7 +125,19 @@ class PassthroughFiles(Files):
         self._attach_staged(file, staged)
 
     def _split(self, file: LiveFile, image: Image) -> None:
-        """Let those who have the file open keep the image, and the name get a fresh nodeid."""
+        """Let those who have the file open keep the image, and the name get a fresh nodeid.
+
+        Other names of the file still lead the kernel to the old nodeid: opening it must reach
+        us from now on, to be sent on.
+        """
+        self._relay.attach(
+            file.nodeid,
+            image.backing,
+            image.fd,
+            writable=False,
+            fresh_until_ns=0,
+            capability_free=False,
+        )
         fresh = self._table.split(file)
         self._relay.set_ino(fresh.nodeid, fresh.inode.id)
 
@@ -179,7 +191,7 @@ class PassthroughFiles(Files):
             return
         if file.inode.content is not None and self._keep_as_image(file, staged, file.backing):
             return
-        if self._relay.detach(file.nodeid):
+        if not file.handles and self._relay.detach(file.nodeid):
             self._relay.unregister(file.backing)
             file.backing = None
             file.is_passed_through = False

@@ -16,6 +16,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
 
 from agentfs.filesystem.files import Handle
+from agentfs.filesystem.livefile import LiveFile, StaleNode
 from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller, DirectoryStream
 from agentfs.fuse.attributes import MISSING, entry_attributes
 from agentfs.fuse.errnos import answers, answers_later
@@ -23,6 +24,10 @@ from agentfs.model import Inode
 
 if TYPE_CHECKING:
     from agentfs.filesystem.volume import Volume
+
+
+RELAY_HANDLE = 1 << 63
+"""The relay's own handles are the nodeid with this bit set."""
 
 
 class Operations(pyfuse3.Operations):
@@ -147,7 +152,7 @@ class Operations(pyfuse3.Operations):
         return entry_attributes(inode, nodeid)
 
     async def _truncate(self, inode: Inode, size: int, ctx: RequestContext) -> None:
-        await self._files.prepare(inode, os.O_WRONLY if size else os.O_WRONLY | os.O_TRUNC)
+        await self._prepare(inode, os.O_WRONLY if size else os.O_WRONLY | os.O_TRUNC)
         handle = self._files.open(inode, os.O_WRONLY, is_privileged=ctx.uid == 0)
         try:
             await self._files.truncate(handle.file, size, is_privileged=ctx.uid == 0)
@@ -172,10 +177,19 @@ class Operations(pyfuse3.Operations):
 
     # Regular files
 
+    async def _prepare(self, inode: Inode, flags: int) -> None:
+        try:
+            await self._files.prepare(inode, flags)
+        except StaleNode:
+            # The kernel looks up the name again that it used; of the others it must be told.
+            for parent, name in self._names.other_names(inode):
+                pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+            raise
+
     @answers_later
     async def open(self, nodeid: int, flags: int, ctx: RequestContext) -> FileInfo:
         inode = self._table.named(nodeid)
-        await self._files.prepare(inode, flags)
+        await self._prepare(inode, flags)
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         if flags & os.O_TRUNC:
             try:
@@ -216,7 +230,14 @@ class Operations(pyfuse3.Operations):
 
     @answers_later
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._volume.sealer.fsync(self._handles[fh].file)
+        file = self._handles[fh].file if fh < RELAY_HANDLE else self._opened_by_relay(fh)
+        if file is not None:
+            await self._volume.sealer.fsync(file)
+        else:
+            await self._volume.durability.sync()
+
+    def _opened_by_relay(self, fh: int) -> LiveFile | None:
+        return self._table.live_at(fh - RELAY_HANDLE)
 
     # Directories
 

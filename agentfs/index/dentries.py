@@ -43,6 +43,12 @@ class Dentries:
             is None
         )
 
+    def names_of(self, inode: int) -> list[tuple[int, bytes]]:
+        """(parent, name) of every name of an inode; reads all names there are."""
+        return self._execute(
+            "SELECT parent, name FROM dentry WHERE inode = ?", (inode,)
+        ).fetchall()
+
     def after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to *limit* entries that sort after *name*, in byte order, with their inodes."""
         rows = self._execute(
