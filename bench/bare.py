@@ -1,6 +1,6 @@
 """The ceiling: an in-memory pyfuse3 filesystem that does nothing a filesystem could leave out.
 
-What an honest pyfuse3 daemon can reach at best, so that agentfs is judged by what it adds:
+What an honest daemon on pyfuse3 as shipped can reach, so that agentfs is judged by what it adds:
 
 - attributes are kept as ready `EntryAttributes`, open files as ready `FileInfo`;
 - a handler is one or two dictionary look-ups and never suspends, so one task serves all;
