@@ -110,9 +110,7 @@ class _Mount:
                     "gc": self._gc,
                     "stop": self._stop,
                 }
-                await nursery.start(
-                    functools.partial(server.serve, self._config.store, handlers)
-                )
+                await nursery.start(functools.partial(server.serve, self._config.store, handlers))
                 _tune_interpreter()
                 nursery.start_soon(self._session.watch, self._volume.files)
                 ready({"mode": mode})
@@ -183,4 +181,3 @@ def _unmount(mountpoint: Path) -> None:
 def _rss_bytes() -> int:
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-

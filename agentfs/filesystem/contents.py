@@ -100,9 +100,7 @@ class ContentReader:
                 hasher.hole(start, length)
                 continue
             for offset in range(start, start + length, _WINDOW_BYTES):
-                data = await self.read(
-                    content, offset, min(_WINDOW_BYTES, start + length - offset)
-                )
+                data = await self.read(content, offset, min(_WINDOW_BYTES, start + length - offset))
                 await trio.to_thread.run_sync(_copy_window, fd, hasher, data, offset)
         os.ftruncate(fd, size)
         if size == recipe.size and hasher.digest() != recipe.digest:

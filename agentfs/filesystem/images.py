@@ -112,9 +112,7 @@ class Images:
     async def _make(self, content: int, digest: bytes, size: int) -> None:
         path = f"{self._directory}/{digest.hex()}"
         self._staging.count_images(size)  # reserved while it is made
-        fd = os.open(
-            path + _INCOMPLETE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-        )
+        fd = os.open(path + _INCOMPLETE, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             await self._reader.copy_to(content, fd)
             os.rename(path + _INCOMPLETE, path)

@@ -86,9 +86,7 @@ class LiveFile:
 
     @property
     def is_dirty(self) -> bool:
-        return self.version != self.sealed_version or (
-            self.is_passed_through and self.writers > 0
-        )
+        return self.version != self.sealed_version or (self.is_passed_through and self.writers > 0)
 
     def refresh(self) -> bool:
         """Learn size and times from the staged copy, which the kernel writes; True: new ones."""

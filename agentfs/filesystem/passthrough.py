@@ -230,4 +230,3 @@ class PassthroughFiles(Files):
                 file.backing = None
             file.image = None
         self.images.close()
-

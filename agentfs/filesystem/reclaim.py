@@ -104,9 +104,7 @@ class Collector:
         count = 0
         in_use = self._table.ghost_contents()
         limit = _SLICE + len(in_use)
-        while dead := [
-            row for row in self._contents.dead_contents(limit) if row[0] not in in_use
-        ]:
+        while dead := [row for row in self._contents.dead_contents(limit) if row[0] not in in_use]:
             with self._index.transaction:
                 for content, encoded in dead:
                     self._contents.drop_content(content, Recipe(b"", 0, encoded).chunks)

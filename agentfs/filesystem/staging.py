@@ -248,9 +248,7 @@ class Staging:
 
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""
-        return (
-            self.used_bytes + growth_bytes <= self.budget_bytes or self.make_room(growth_bytes)
-        )
+        return self.used_bytes + growth_bytes <= self.budget_bytes or self.make_room(growth_bytes)
 
     def copy_to_disk(self, staged: StagedFile) -> int:
         """Copy a staged file from tmpfs to the store's disk; a descriptor of the copy.

@@ -200,4 +200,3 @@ class Volume:
         self.staging.close()
         self._store.close()
         self.index.close()
-

@@ -86,9 +86,7 @@ class Operations(pyfuse3.Operations):
         )
 
     @answers
-    def link(
-        self, nodeid: int, parent: int, name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    def link(self, nodeid: int, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         return self._new_entry(self._names.link(nodeid, parent, name))
 
     @answers

@@ -51,7 +51,7 @@ class _Transaction:
         self._connection = connection
         self._execute = connection.execute
         self.on_failure: Callable[[], None] = lambda: None
-        """Called when the disk had no room or failed: what is in memory may be ahead of the rows."""
+        """Called when the disk failed: what is in memory may be ahead of the rows."""
 
     def __enter__(self) -> None:
         self._execute("BEGIN")

@@ -149,8 +149,7 @@ class Contents:
     def segments(self) -> list[tuple[int, int, int, int, int]]:
         """(segment, blocks, stored bytes, raw bytes, live raw bytes) of each."""
         return self._execute(
-            "SELECT segment, count(*), sum(stored), sum(raw), sum(live) FROM block"
-            " GROUP BY segment"
+            "SELECT segment, count(*), sum(stored), sum(raw), sum(live) FROM block GROUP BY segment"
         ).fetchall()
 
     def chunks_in(self, segment: int) -> list[tuple[int, bytes, Location]]:

@@ -45,9 +45,7 @@ class Dentries:
 
     def names_of(self, inode: int) -> list[tuple[int, bytes]]:
         """(parent, name) of every name of an inode; reads all names there are."""
-        return self._execute(
-            "SELECT parent, name FROM dentry WHERE inode = ?", (inode,)
-        ).fetchall()
+        return self._execute("SELECT parent, name FROM dentry WHERE inode = ?", (inode,)).fetchall()
 
     def after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to *limit* entries that sort after *name*, in byte order, with their inodes."""

@@ -26,9 +26,7 @@ class Inodes:
         return self._last_id
 
     def get(self, inode_id: int) -> Inode | None:
-        row = self._execute(
-            f"SELECT {_COLUMNS} FROM inode WHERE id = ?", (inode_id,)
-        ).fetchone()
+        row = self._execute(f"SELECT {_COLUMNS} FROM inode WHERE id = ?", (inode_id,)).fetchone()
         return Inode(*row) if row is not None else None
 
     def insert(self, inode: Inode) -> None:
@@ -71,9 +69,7 @@ class Inodes:
     def set_atime(self, inode_id: int, atime_ns: int) -> None:
         self._execute("UPDATE inode SET atime = ? WHERE id = ?", (atime_ns, inode_id))
 
-    def set_content(
-        self, inode_id: int, content: int | None, size: int, holes: int | None
-    ) -> None:
+    def set_content(self, inode_id: int, content: int | None, size: int, holes: int | None) -> None:
         """Name the sealed content; the caller counts the references."""
         self._execute(
             "UPDATE inode SET content = ?, size = ?, holes = ? WHERE id = ?",

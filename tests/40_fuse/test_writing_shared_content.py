@@ -73,7 +73,8 @@ def by_hard_link(path: Path) -> bytes:
 
 def by_another_user(path: Path) -> bytes:
     path.chmod(0o666)
-    command = ["setpriv", "--reuid", NOBODY, "--clear-groups", "sh", "-c", f"printf X >> {shlex.quote(str(path))}"]
+    append = f"printf X >> {shlex.quote(str(path))}"
+    command = ["setpriv", "--reuid", NOBODY, "--clear-groups", "sh", "-c", append]
     subprocess.run(command, check=True, timeout=20)
     return SHARED + b"X"
 
