@@ -75,6 +75,9 @@ class Files:
     def prepare_new(self, file: LiveFile) -> None:
         """Make an inode just made ready to be opened."""
 
+    async def tidy(self) -> None:
+        """What can be done now and then."""
+
     def closed(self, nodeid: int) -> None:
         """The relay says that nobody has an inode open any more."""
 
@@ -194,6 +197,7 @@ class Files:
             inode = file.inode
             if inode.content is None or limit == 0:
                 file.staged = staged = self._staging.create(inode.id)
+                os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
             else:
                 file.staged = staged = await self._copy_content(inode, inode.content, limit)
                 file.may_be_sparse = inode.holes is not None

@@ -9,7 +9,8 @@ the images that have served least go first, never one that a program has open.
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import mmap
 import os
 from typing import Protocol
 
@@ -19,12 +20,14 @@ from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.staging import StagedFile, Staging
 
-log = logging.getLogger(__name__)
-
 _LARGEST_SHARE = 0.5
 """Of the budget; a larger content is served from the store, not made resident."""
 
 _INCOMPLETE = ".tmp"
+
+_HUGE_PAGE = 2 << 20
+_MADV_COLLAPSE = 25
+"""From linux/mman.h; Linux 6.1."""
 
 
 class Relay(Protocol):
@@ -77,6 +80,7 @@ class Images:
         self._images: dict[bytes, Image] = {}
         self._made: dict[bytes, trio.Event] = {}
         self._clock = 0.0
+        self._in_small_pages: list[Image] = []
         staging.make_room = self.make_room
         for path in self._directory.iterdir():
             path.unlink()  # of an earlier daemon; what is needed again is made again
@@ -121,12 +125,14 @@ class Images:
             os.unlink(path + _INCOMPLETE)
             self._staging.count_images(-size)
             raise
-        self._add(digest, path, fd, size)
+        self._add(digest, path, fd, self._relay.register(fd), size)
 
-    def _add(self, digest: bytes, path: str, fd: int, size: int) -> Image:
-        image = Image(digest, path, fd, self._relay.register(fd), size)
+    def _add(self, digest: bytes, path: str, fd: int, backing: int, size: int) -> Image:
+        image = Image(digest, path, fd, backing, size)
         image.priority = self._clock
         self._images[digest] = image
+        if size >= _HUGE_PAGE:
+            self._in_small_pages.append(image)
         return image
 
     def find(self, content: int) -> Image | None:
@@ -143,10 +149,22 @@ class Images:
         self._staging.count(staged, 0)
         self._staging.count_images(size)
         fd, staged.fd = staged.descriptor(), None
-        image = Image(digest, path, fd, backing, size)
-        image.priority = self._clock
-        self._images[digest] = image
-        return image
+        return self._add(digest, path, fd, backing, size)
+
+    async def collapse(self) -> None:
+        """Put new images into huge pages.
+
+        A file that grows as it is written lies in small ones. A thousand mappings of 50 MB
+        need 97 MB of page tables over small pages, and 1 MB over huge ones.
+        """
+        images, self._in_small_pages = self._in_small_pages, []
+        for image in images:
+            if self._images.get(image.digest) is image:
+                fd = os.dup(image.fd)  # it may be dropped meanwhile
+                try:
+                    await trio.to_thread.run_sync(_collapse, fd, image.size)
+                finally:
+                    os.close(fd)
 
     def give_up(self, image: Image, inode_id: int) -> StagedFile:
         """Turn an image that has one user back into that user's staged file."""
@@ -204,3 +222,8 @@ class Images:
             os.unlink(image.path)
             self._staging.count_images(-image.size)
         self._images.clear()
+
+
+def _collapse(fd: int, size: int) -> None:
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapping, contextlib.suppress(OSError):
+        mapping.madvise(_MADV_COLLAPSE)  # in vain where memory is fragmented or the kernel is old

@@ -174,6 +174,9 @@ class PassthroughFiles(Files):
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
 
+    async def tidy(self) -> None:
+        await self.images.collapse()
+
     def closed(self, nodeid: int) -> None:
         """The last descriptor of an inode has gone that the relay knows of."""
         file = self._table.live_at(nodeid)

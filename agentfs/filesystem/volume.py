@@ -135,6 +135,7 @@ class Volume:
                     await self.staging.is_wanted.wait()
                 self.staging.is_wanted = trio.Event()
                 await self._tick()
+                await self.files.tidy()
                 self.staging.was_made.set()
                 self.staging.was_made = trio.Event()
 
