@@ -94,11 +94,11 @@ class LiveFile:
             return False
         inode = self.inode
         status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
-        inode.ctime_ns = max(inode.ctime_ns, status.st_ctime_ns)  # as the relay shows it
         if status.st_size == inode.size and status.st_mtime_ns == inode.mtime_ns:
             return False
         inode.size = status.st_size
         inode.mtime_ns = status.st_mtime_ns
+        inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
         holes = status.st_size - status.st_blocks * SECTOR_BYTES
         inode.holes = holes if holes > 0 else None
         return True

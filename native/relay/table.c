@@ -239,11 +239,14 @@ static bool mirror_backing(const struct attachment *attachment, struct fuse_attr
         return false;
     attr->size = (uint64_t)stat.st_size;
     attr->blocks = (uint64_t)stat.st_blocks;
+    /* Not its ctime: copying, sealing and setting times move that of the copy alone. */
+    bool written = attr->mtime != (uint64_t)stat.st_mtim.tv_sec ||
+                   attr->mtimensec != (uint32_t)stat.st_mtim.tv_nsec;
     attr->mtime = (uint64_t)stat.st_mtim.tv_sec;
     attr->mtimensec = (uint32_t)stat.st_mtim.tv_nsec;
-    if (!later(attr->ctime, attr->ctimensec, &stat.st_ctim)) {
-        attr->ctime = (uint64_t)stat.st_ctim.tv_sec;
-        attr->ctimensec = (uint32_t)stat.st_ctim.tv_nsec;
+    if (written && !later(attr->ctime, attr->ctimensec, &stat.st_mtim)) {
+        attr->ctime = attr->mtime;
+        attr->ctimensec = attr->mtimensec;
     }
     return true;
 }
