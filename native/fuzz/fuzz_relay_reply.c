@@ -55,7 +55,7 @@ static void amend(struct table *table, uint32_t opcode, uint8_t *bytes, size_t s
     if (out && !(out->fh & HANDLE_OURS) && table_amend_open(table, nodeid, out)) {
         if (out->open_flags & (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE) || out->backing_id != 1)
             abort();
-        table_closed(table, nodeid);
+        table_closed(table, nodeid, CLOSE_ANSWERED);
     }
     table_replied(table, &stamp);
     if (!message_reply_valid(opcode, bytes, size))

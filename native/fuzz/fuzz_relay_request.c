@@ -53,7 +53,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case FUSE_OPEN:
         if (table_answer_open(table, header->nodeid,
                               ((const struct fuse_open_in *)(void *)request.body)->flags, 0, &id))
-            table_closed(table, header->nodeid);
+            table_closed(table, header->nodeid, CLOSE_ANSWERED);
         break;
     case FUSE_GETATTR:
         table_answer_getattr(table, header->nodeid, &attr);

@@ -491,7 +491,8 @@ PyDoc_STRVAR(forget_ino_doc, "forget_ino($self, nodeid, /)\n--\n\n"
 
 PyDoc_STRVAR(drain_doc, "drain($self, /)\n--\n\n"
                         "(nodeid, is it still not open) of each that was closed for the last time "
-                        "since the last call.");
+                        "since the last call,\n"
+                        "by a RELEASE that was answered in C: of the others Python knows.");
 
 PyDoc_STRVAR(stats_doc, "stats($self, /)\n--\n\n"
                         "Counters since the start; pending, queued_bytes and attached are of now.");

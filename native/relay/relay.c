@@ -280,7 +280,7 @@ static bool answer_open(struct relay *relay, int device, const struct request *r
         return false;
     count(relay, COUNTER_answered_open);
     if (!answer(relay, device, header->unique, 0, &out, sizeof out))
-        table_closed(&relay->table, header->nodeid); /* no RELEASE will come */
+        table_closed(&relay->table, header->nodeid, CLOSE_ANSWERED); /* no RELEASE will come */
     return true;
 }
 
@@ -292,8 +292,9 @@ static bool answer_release(struct relay *relay, int device, const struct request
 
     if ((in->fh & HANDLE_OURS) == 0)
         return false;
-    table_closed(&relay->table, header->nodeid);
-    if ((in->fh & HANDLE_RELAY) == 0)
+    bool is_answered = in->fh & HANDLE_RELAY;
+    table_closed(&relay->table, header->nodeid, is_answered ? CLOSE_ANSWERED : CLOSE_FORWARDED);
+    if (!is_answered)
         return false;
     count(relay, COUNTER_answered_release);
     answer(relay, device, header->unique, 0, NULL, 0);
@@ -474,7 +475,7 @@ static void relay_reply(struct relay *relay, const struct origin *origin, uint8_
     count(relay, COUNTER_replied);
     bool taken = give_kernel(relay, origin->device, bytes, size);
     if (!taken && counted != 0)
-        table_closed(&relay->table, counted); /* no RELEASE will come */
+        table_closed(&relay->table, counted, CLOSE_ANSWERED); /* no RELEASE will come */
     if (taken && origin->opcode == FUSE_INIT) {
         atomic_store(&relay->is_ready, true);
         eventfd_write(relay->event_fd, 1);

@@ -75,9 +75,11 @@ static void opened(struct attachment *attachment)
     attachment->opens++;
 }
 
-static void closed(struct table *table, struct attachment *attachment)
+static void closed(struct table *table, struct attachment *attachment, enum close_told told)
 {
     if (attachment->opens == 0 || --attachment->opens > 0 || attachment->is_idle)
+        return;
+    if (told == CLOSE_FORWARDED)
         return;
     if (table->idle == NULL)
         eventfd_write(table->event_fd, 1);
@@ -296,12 +298,12 @@ bool table_capability_free(struct table *table, uint64_t nodeid)
     return is_free;
 }
 
-void table_closed(struct table *table, uint64_t nodeid)
+void table_closed(struct table *table, uint64_t nodeid, enum close_told told)
 {
     pthread_mutex_lock(&table->lock);
     struct attachment *attachment = find(table, nodeid);
     if (attachment)
-        closed(table, attachment);
+        closed(table, attachment, told);
     pthread_mutex_unlock(&table->lock);
 }
 

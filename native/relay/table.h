@@ -19,7 +19,7 @@ struct table {
     pthread_mutex_t lock;
     struct map attachments;  /* guarded by lock; struct attachment by nodeid; owned */
     struct map inos;         /* guarded by lock; struct ino by nodeid; owned */
-    struct attachment *idle; /* guarded by lock; those whose count fell to 0, newest first */
+    struct attachment *idle; /* guarded by lock; have an event, newest first */
     uint64_t clock;          /* guarded by lock; counts changes, requests refer to it */
     uint64_t next_serial;    /* guarded by lock */
     int event_fd;            /* borrowed; made readable when idle gets its first */
@@ -70,7 +70,10 @@ bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int
 bool table_answer_getattr(struct table *table, uint64_t nodeid, struct fuse_attr_out *out);
 bool table_capability_free(struct table *table, uint64_t nodeid);
 
-void table_closed(struct table *table, uint64_t nodeid);
+/* How Python learns of a close: by the RELEASE that it gets, or by an event if it was the last. */
+enum close_told { CLOSE_FORWARDED, CLOSE_ANSWERED };
+
+void table_closed(struct table *table, uint64_t nodeid, enum close_told told);
 
 /* Before a request is forwarded; changes is its message_changes(). */
 struct stamp table_forwarding(struct table *table, const struct request *request, uint64_t changes);

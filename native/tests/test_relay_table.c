@@ -86,11 +86,11 @@ static void an_open_file_is_not_detached(void)
     CHECK(table_amend_open(&table, NODEID, &out) && table_opens(&table, NODEID) == 2);
     CHECK(!table_detach(&table, NODEID));
     CHECK(attach(BACKING + 1, false, 0) == EBUSY && attach(BACKING, true, 1000) == 0);
-    table_closed(&table, NODEID);
+    table_closed(&table, NODEID, CLOSE_ANSWERED);
     CHECK(!table_detach(&table, NODEID));
-    table_closed(&table, NODEID);
+    table_closed(&table, NODEID, CLOSE_ANSWERED);
     CHECK(table_detach(&table, NODEID) && table_detach(&table, NODEID));
-    table_closed(&table, NODEID); /* a late one does no harm */
+    table_closed(&table, NODEID, CLOSE_ANSWERED); /* a late one does no harm */
     CHECK(!table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
     CHECK(!table_amend_open(&table, NODEID, &out) && table_opens(&table, NODEID) == 0);
     end();
@@ -105,19 +105,39 @@ static void the_last_close_is_told_once(void)
     CHECK(attach(BACKING, false, 1000) == 0);
     for (int i = 0; i < 3; i++) {
         CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
-        table_closed(&table, NODEID);
+        table_closed(&table, NODEID, CLOSE_ANSWERED);
     }
     CHECK(is_signalled() && !is_signalled());
     CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
     CHECK(table_next_event(&table, &nodeid, &last) && nodeid == NODEID && !last);
     CHECK(!table_next_event(&table, &nodeid, &last));
-    table_closed(&table, NODEID);
+    table_closed(&table, NODEID, CLOSE_ANSWERED);
     CHECK(is_signalled());
     CHECK(table_next_event(&table, &nodeid, &last) && last);
     CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
-    table_closed(&table, NODEID);
+    table_closed(&table, NODEID, CLOSE_ANSWERED);
     CHECK(table_detach(&table, NODEID)); /* takes its event along */
     CHECK(!table_next_event(&table, &nodeid, &last));
+    end();
+}
+
+static void a_close_that_python_sees_is_no_event(void)
+{
+    struct abi_open_out out = {.fh = 1};
+    uint64_t nodeid;
+    int32_t id;
+    bool last;
+    begin();
+    CHECK(attach(BACKING, false, 1000) == 0);
+    CHECK(table_amend_open(&table, NODEID, &out));
+    table_closed(&table, NODEID, CLOSE_FORWARDED);
+    CHECK(table_opens(&table, NODEID) == 0 && !is_signalled());
+    CHECK(!table_next_event(&table, &nodeid, &last));
+    CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+    CHECK(table_amend_open(&table, NODEID, &out));
+    table_closed(&table, NODEID, CLOSE_FORWARDED);
+    table_closed(&table, NODEID, CLOSE_ANSWERED);
+    CHECK(is_signalled() && table_next_event(&table, &nodeid, &last) && last);
     end();
 }
 
@@ -249,7 +269,7 @@ static void many_nodeids_are_found_again(void)
     for (uint64_t nodeid = 1; nodeid <= MANY; nodeid++) {
         CHECK(table_answer_open(&table, nodeid << 20, O_RDONLY, 0, &id));
         if (nodeid % 2) {
-            table_closed(&table, nodeid << 20);
+            table_closed(&table, nodeid << 20, CLOSE_ANSWERED);
             CHECK(table_detach(&table, nodeid << 20));
         }
     }
@@ -261,6 +281,7 @@ int main(void)
 {
     RUN(an_open_file_is_not_detached);
     RUN(the_last_close_is_told_once);
+    RUN(a_close_that_python_sees_is_no_event);
     RUN(attributes_are_known_until_something_changes_them);
     RUN(an_answer_older_than_the_change_is_not_believed);
     RUN(a_change_is_of_the_attachment_it_began_with);

@@ -207,6 +207,9 @@ static void a_release_is_counted_only_for_an_open_that_was(void)
     ask(0, FUSE_RELEASE, 6, 5, &release, sizeof release);
     CHECK(receive(python_fd, &seen, sizeof seen) == sizeof seen);
     CHECK(seen.in.fh == 9 && table_opens(relay_table(relay), 5) == 0);
+    uint64_t nodeid;
+    bool last;
+    CHECK(!table_next_event(relay_table(relay), &nodeid, &last)); /* it saw the RELEASE */
     end();
 }
 

@@ -41,6 +41,8 @@ def test_a_created_file_is_passthrough_from_the_start(served):
     assert served.ask("fs.count('write')") == 0
     stats = served.stats()
     assert stats["amended_open"] == 1
+    served.eventually("fs.count('release')", 1)
+    assert served.ask("fs.relay.drain()") == [], "Python saw the RELEASE"
     assert stats["answered_getxattr"] > 0, "security.capability before the first write"
     assert stats["answered_flush"] == 0, "FOPEN_NOFLUSH"
 
