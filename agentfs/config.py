@@ -54,7 +54,7 @@ class Store:
     level: int = _key(5, 1, 22)
     """zstd level of a block."""
 
-    block_bytes: int = _key(MIB, 64 * KIB, 16 * MIB)
+    block_bytes: int = _key(MIB, 64 * KIB, 8 * MIB)
     """Raw bytes of chunks in one zstd frame."""
 
     segment_bytes: int = _key(64 * MIB, MIB, GIB)

@@ -7,6 +7,7 @@ accepting, unmount, seal what is staged, make it durable, close the volume.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import gc
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,19 @@ def run(config: MountConfig, ready: Callable[[dict[str, Any]], None]) -> int:
 
 
 def _open_volume(config: MountConfig, session: Session) -> Volume:
-    try:
+    with _naming_a_full_disk(config.store):
         return Volume(
             config.store, config.profile, relay=session.relay, private_tmpfs=os.geteuid() == 0
         )
+
+
+@contextlib.contextmanager
+def _naming_a_full_disk(store: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise NoSpace(f"no space left below {config.store}; free some and try again") from error
+            raise NoSpace(f"no space left below {store}; free some and try again") from error
         raise
 
 
@@ -155,11 +162,13 @@ class _Mount:
         }
 
     async def _sync(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
-        files = await self._volume.sync(functools.partial(progress, "sealing"))
+        with _naming_a_full_disk(self._config.store):
+            files = await self._volume.sync(functools.partial(progress, "sealing"))
         return {"files": files}
 
     async def _gc(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
-        return await self._volume.collect(functools.partial(progress, "rewriting segments"))
+        with _naming_a_full_disk(self._config.store):
+            return await self._volume.collect(functools.partial(progress, "rewriting segments"))
 
     async def _stop(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         await self._sync(args, progress)

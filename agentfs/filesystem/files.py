@@ -36,6 +36,11 @@ async def _turn(lock: trio.Lock) -> None:
         pass
 
 
+def allocated_bytes(inode: Inode) -> int:
+    """What a staged file takes of tmpfs, to the page."""
+    return inode.size - (inode.holes or 0)
+
+
 class Handle:
     """One open(2) of a regular file."""
 
@@ -126,7 +131,11 @@ class Files:
         content = file.inode.content
         if content is None or offset >= file.inode.size:
             return b""
-        return await self._contents.read(content, offset, size)
+        try:
+            return await self._contents.read(content, offset, size)
+        except KeyError:
+            # It was replaced and collected while it was read: what is there now is as good.
+            return await self.read(handle, offset, size)
 
     def _record_atime(self, inode: Inode) -> None:
         now = time.time_ns()
@@ -154,11 +163,17 @@ class Files:
             await self._move_to_disk(file, staged)
         if staged.on_disk:
             self._staging.room.require(growth)
-        await self._write_staged(file, staged, data, offset)
+        try:
+            await self._write_staged(file, staged, data, offset)
+        except OSError:
+            file.refresh()  # some of it may have been written
+            file.note_change()
+            raise
         file.touch(time.time_ns())
-        self._grow(file, staged, end)
+        file.inode.size = max(end, file.inode.size)
         if file.may_be_sparse:
             file.inode.holes = self._staging.hole_bytes(staged)
+        self._staging.count(staged, allocated_bytes(file.inode))
         return len(data)
 
     async def _write_staged(
@@ -171,12 +186,6 @@ class Files:
                 raise
             await self._move_to_disk(file, staged)
             write_all(staged.descriptor(), data, offset)
-
-    def _grow(self, file: LiveFile, staged: StagedFile, end: int) -> None:
-        growth = end - file.inode.size
-        if growth > 0:
-            file.inode.size = end
-            self._staging.count(staged, end)
 
     async def _move_to_disk(self, file: LiveFile, staged: StagedFile) -> None:
         async with file.lock:
@@ -235,7 +244,6 @@ class Files:
         while staged.is_moving:
             await _turn(file.lock)
         os.truncate(staged.path if staged.fd is None else staged.fd, size)
-        self._staging.count(staged, size)
         if not is_privileged:
             self._namespace.drop_privileges(file.inode)
             self._namespace.drop_capabilities(file.inode)
@@ -243,6 +251,7 @@ class Files:
             file.may_be_sparse = True
         file.inode.size = size
         file.inode.holes = self._staging.hole_bytes(staged) if file.may_be_sparse else None
+        self._staging.count(staged, allocated_bytes(file.inode))
         file.touch(time.time_ns())
 
     def set_staged_times(self, file: LiveFile) -> None:

@@ -23,6 +23,12 @@ from agentfs.filesystem.staging import StagedFile, Staging
 _LARGEST_SHARE = 0.5
 """Of the budget; a larger content is served from the store, not made resident."""
 
+_SCANNED_BYTES = 256 << 10
+"""A content from this size on becomes resident at once: to share it is worth more."""
+
+_OPENED_KEPT = 65_536
+"""Digests of small contents that have been opened once, in 8 MB."""
+
 _INCOMPLETE = ".tmp"
 
 _HUGE_PAGE = 2 << 20
@@ -79,6 +85,7 @@ class Images:
         self._directory = staging.image_directory()
         self._images: dict[bytes, Image] = {}
         self._made: dict[bytes, trio.Event] = {}
+        self._opened: dict[bytes, None] = {}
         self._clock = 0.0
         self._in_small_pages: list[Image] = []
         staging.make_room = self.make_room
@@ -92,6 +99,9 @@ class Images:
     async def get(self, content: int) -> Image | None:
         """The image of a content, made if need be; None: it is not to be resident.
 
+        A small content becomes resident when it is opened for the second time: what reads
+        everything once, as a backup does, leaves no images behind.
+
         :raises ContentDamaged: the digest differs
         """
         recipe = self._reader.recipe(content)
@@ -101,6 +111,8 @@ class Images:
             if made is not None:
                 await made.wait()
                 continue
+            if recipe.size < _SCANNED_BYTES and not self._was_opened(digest):
+                return None
             if recipe.size > _LARGEST_SHARE * self._staging.budget_bytes:
                 return None
             if not self._staging.fits(recipe.size):
@@ -112,6 +124,14 @@ class Images:
                 del self._made[digest]
                 made.set()
         return self._images[digest]
+
+    def _was_opened(self, digest: bytes) -> bool:
+        if digest in self._opened:
+            return True
+        self._opened[digest] = None
+        if len(self._opened) > _OPENED_KEPT:
+            del self._opened[next(iter(self._opened))]
+        return False
 
     async def _make(self, content: int, digest: bytes, size: int) -> None:
         path = f"{self._directory}/{digest.hex()}"

@@ -18,9 +18,10 @@ as long as anybody has the inode open:
 from __future__ import annotations
 
 import os
+import time
 
 from agentfs.filesystem.contents import ContentReader
-from agentfs.filesystem.files import DAY_NS, Files, Handle
+from agentfs.filesystem.files import DAY_NS, Files, Handle, allocated_bytes, needs_atime
 from agentfs.filesystem.images import Image, Images, Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
 from agentfs.filesystem.namespace import Namespace
@@ -54,6 +55,8 @@ class PassthroughFiles(Files):
         :raises StaleNode: the name has moved to another nodeid
         """
         file = self._table.enliven(inode)
+        if not flags & (os.O_ACCMODE | os.O_NOATIME):
+            self._record_atime(file.inode)  # we are not told of the reads
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         async with file.opening:
             if not self._table.is_open(inode.id):
@@ -69,13 +72,14 @@ class PassthroughFiles(Files):
             self._make_writable(file, file.image)  # a reader came between
             return
         if writes or file.staged is not None or file.inode.content is None:
-            self._attach_staged(file, await self._stage(file, limit=0 if truncates else None))
+            staged = await self._stage(file, limit=0 if truncates else None)
+            self._attach_staged(file, staged, writes=writes)
             return
         image = await self.images.get(file.inode.content)
-        if image is not None and file.staged is None:
+        if file.staged is not None:
+            self._attach_staged(file, file.staged, writes=False)
+        elif image is not None:
             self._attach_image(file, image)
-        elif file.staged is not None:
-            self._attach_staged(file, file.staged)
 
     async def prepare_room(self) -> None:
         if not self._staging.fits(0):
@@ -85,9 +89,9 @@ class PassthroughFiles(Files):
         """Attach an inode just made."""
         file.staged = staged = self._staging.create(file.inode.id)
         os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))
-        self._attach_staged(file, staged)
+        self._attach_staged(file, staged, writes=True)
 
-    def _attach_staged(self, file: LiveFile, staged: StagedFile) -> None:
+    def _attach_staged(self, file: LiveFile, staged: StagedFile, *, writes: bool) -> None:
         fd = staged.descriptor()
         if file.backing is None:
             file.backing = self._relay.register(fd)
@@ -97,19 +101,18 @@ class PassthroughFiles(Files):
             file.backing,
             fd,
             writable=True,
-            fresh_until_ns=0,
+            fresh_until_ns=0 if writes else _fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.any,
         )
 
     def _attach_image(self, file: LiveFile, image: Image) -> None:
-        self._record_atime(file.inode)
         self.images.use(image, file)
         self._relay.attach(
             file.nodeid,
             image.backing,
             image.fd,
             writable=False,
-            fresh_until_ns=file.inode.atime_ns + DAY_NS,
+            fresh_until_ns=_fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.any,
         )
 
@@ -122,7 +125,7 @@ class PassthroughFiles(Files):
         file.image = None
         file.staged = staged
         file.backing = image.backing
-        self._attach_staged(file, staged)
+        self._attach_staged(file, staged, writes=True)
 
     def _split(self, file: LiveFile, image: Image) -> None:
         """Let those who have the file open keep the image, and the name get a fresh nodeid.
@@ -170,7 +173,7 @@ class PassthroughFiles(Files):
                 self._namespace.drop_capabilities(file.inode)
                 self._relay.attr_changed(file.nodeid)
             if file.staged is not None:
-                self._staging.count(file.staged, file.inode.size)
+                self._staging.count(file.staged, allocated_bytes(file.inode))
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
 
@@ -233,3 +236,8 @@ class PassthroughFiles(Files):
                 file.backing = None
             file.image = None
         self.images.close()
+
+
+def _fresh_until_ns(inode: Inode) -> int:
+    """Until when the relay may grant reads without us: as long as none need be recorded."""
+    return 0 if needs_atime(inode, time.time_ns()) else inode.atime_ns + DAY_NS

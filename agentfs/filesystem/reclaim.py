@@ -102,9 +102,7 @@ class Collector:
 
     async def _drop_contents(self) -> int:
         count = 0
-        in_use = self._table.ghost_contents()
-        limit = _SLICE + len(in_use)
-        while dead := [row for row in self._contents.dead_contents(limit) if row[0] not in in_use]:
+        while dead := self._dead_contents():
             with self._index.transaction:
                 for content, encoded in dead:
                     self._contents.drop_content(content, Recipe(b"", 0, encoded).chunks)
@@ -113,6 +111,11 @@ class Collector:
             count += len(dead)
             await trio.lowlevel.checkpoint()
         return count
+
+    def _dead_contents(self) -> list[tuple[int, bytes]]:
+        in_use = self._table.ghost_contents()
+        dead = self._contents.dead_contents(_SLICE + len(in_use))
+        return [row for row in dead if row[0] not in in_use]
 
     async def _drop_chunks(self) -> int:
         count = 0

@@ -84,10 +84,15 @@ def mount_tmpfs(path: Path, budget_bytes: int) -> Path:
 
 
 def unmount_orphans() -> None:
-    """Give back the tmpfs of stores that were deleted while no daemon could notice."""
+    """Give back the tmpfs of stores that were deleted while no daemon could notice.
+
+    One with staged files stays: its store may only have been moved, or not be mounted yet.
+    """
     for path in OWN_TMPFS.iterdir() if OWN_TMPFS.is_dir() else ():
         owner = path / _OWNER
-        if owner.exists() and not Path(os.fsdecode(owner.read_bytes())).exists():
+        if not owner.exists() or Path(os.fsdecode(owner.read_bytes())).exists():
+            continue
+        if set(os.listdir(path)) <= _NOT_STAGED:
             log.info("the store of %s is gone: unmounted", path)
             unmount(path)
 

@@ -18,7 +18,7 @@ from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.images import Relay
-from agentfs.filesystem.livefile import InodeTable
+from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.reclaim import Collector
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 SEGMENTS = "segments"
 
 _TICK_S = 0.5
+_FLUSH_S = 5.0
+"""How long names and seals may wait for a flush that nobody asks for; as long as on ext4."""
 _PRESSURE_SHARE = 0.75
 """Of the staging budget: from here on, closed files are sealed without rest."""
 
@@ -100,6 +102,7 @@ class Volume:
             block_bytes=profile.store.block_bytes,
             garbage_share=profile.store.gc_garbage_share,
         )
+        self._flush_at = 0.0
         self.table.drop_all_unlinked()
         self._take_over()
 
@@ -134,8 +137,11 @@ class Volume:
                 with trio.move_on_after(_TICK_S):
                     await self.staging.is_wanted.wait()
                 self.staging.is_wanted = trio.Event()
-                await self._tick()
-                await self.files.tidy()
+                try:
+                    await self._tick()
+                    await self.files.tidy()
+                except Exception:
+                    log.exception("housekeeping failed; it goes on")  # and the mount with it
                 self.staging.was_made.set()
                 self.staging.was_made = trio.Event()
 
@@ -156,8 +162,16 @@ class Volume:
             for file in self.table.staged_files()
             if is_due(file, now, rest_s=rest_s, open_rest_s=self._profile.seal.open_rest_s)
         ]
-        if not due:
-            return
+        if due:
+            await self._seal(due, now)
+        if now >= self._flush_at:
+            self._flush_at = now + _FLUSH_S
+            try:
+                await self.durability.sync()
+            except OSError as error:
+                log.error("cannot flush the index: %s", error)
+
+    async def _seal(self, due: list[LiveFile], now: float) -> None:
         try:
             await self.sealer.seal(packing_order(due), wait=False)
         except OSError as error:
