@@ -1,0 +1,177 @@
+"""What a thousand mappings of one prompt cost in memory.
+
+Equal files in as many directories are written, sealed, then opened and mapped by many
+processes that touch every page. Against the same processes without a mapping: proportional
+set size of the mappings (PSS), MemAvailable, page tables. Plain mode keeps a copy of the
+pages for every file, so measure few files there.
+
+    python -m bench.sharing --json sharing.json
+    python -m bench.sharing --targets agentfs,agentfs-plain --files 20 --processes 10
+"""
+
+import argparse
+import mmap
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.common import (
+    Results,
+    Stopwatch,
+    add_targets,
+    fail,
+    finish,
+    parser,
+    progress,
+    shown,
+    table,
+)
+from bench.targets import Agentfs, Target, available, work_directory
+
+MIB = 1 << 20
+PAGE = mmap.PAGESIZE
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Beside what every benchmark has: how many files of which size, and how many processes."""
+    made = parser("sharing", __doc__)
+    add_targets(made, "agentfs")
+    made.add_argument("--files", type=int, default=1000, help="default: %(default)s")
+    made.add_argument("--bytes", type=int, default=50_000_000, help="of each (%(default)s)")
+    made.add_argument("--processes", type=int, default=100, help="default: %(default)s")
+    return made
+
+
+def machine_kib(name: str) -> int:
+    """A figure of /proc/meminfo in KiB."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise KeyError(name)
+
+
+def mapped_pss_kib(pid: int, below: Path) -> int:
+    """PSS of a process's mappings of files below a directory, in KiB."""
+    total, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            counts = words[-1].startswith(str(below))
+        elif counts and words[0] == "Pss:":
+            total += int(words[1])
+    return total
+
+
+def map_all(paths: list[Path]) -> list[mmap.mmap]:
+    """Map files and read a byte of every page."""
+    maps = []
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        maps.append(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+        os.close(fd)
+    for one in maps:
+        for offset in range(0, len(one), PAGE):
+            one[offset]
+    return maps
+
+
+@contextmanager
+def workers(count: int, work: Callable[[int], object]) -> Iterator[list[int]]:
+    """Processes that have each done their part and hold on to it; their pids."""
+    started = []
+    try:
+        for number in range(count):
+            done, tell = os.pipe()
+            pid = os.fork()
+            if not pid:
+                kept = work(number)
+                os.write(tell, b"k")
+                while kept is not tell:
+                    time.sleep(3600)
+            os.close(tell)
+            started.append((pid, done))
+        for pid, done in started:
+            if os.read(done, 1) != b"k":
+                raise RuntimeError(f"process {pid} ended before it had mapped its files")
+        yield [pid for pid, _ in started]
+    finally:
+        for pid, done in started:
+            os.close(done)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
+    """Write the files, map them all, and say what it cost."""
+    content = random.Random(1).randbytes(chosen.bytes // 64) * 64
+    paths = [target.root / str(number) / "prompt" for number in range(chosen.files)]
+    with progress() as bar, Stopwatch() as writing:
+        task = bar.add_task(f"writing, {target.name}", total=len(paths))
+        for path in paths:
+            path.parent.mkdir()
+            path.write_bytes(content)
+            bar.advance(task)
+        target.sync()
+    time.sleep(3)
+    with workers(chosen.processes, lambda number: None):
+        available_kib, tables_kib = machine_kib("MemAvailable"), machine_kib("PageTables")
+    share = [paths[number :: chosen.processes] for number in range(chosen.processes)]
+    with Stopwatch() as mapping, workers(chosen.processes, lambda n: map_all(share[n])) as pids:
+        mapping.__exit__()
+        results: Results = {
+            "written_s": writing.seconds,
+            "mapped_s": mapping.seconds,
+            "pss_mib": sum(mapped_pss_kib(pid, target.root) for pid in pids) / 1024,
+            "available_down_mib": (available_kib - machine_kib("MemAvailable")) / 1024,
+            "page_tables_up_mib": (machine_kib("PageTables") - tables_kib) / 1024,
+        }
+    if isinstance(target, Agentfs):
+        stats = target.stats()
+        results |= {"mode": stats["mode"], "stored_mib": stats["stored_bytes"] / MIB}
+    return results
+
+
+def measure(chosen: argparse.Namespace) -> Results:
+    """All targets, one after the other: each wants the memory for itself."""
+    results: Results = {}
+    with work_directory(chosen) as work:
+        for kind in available(chosen.targets, chosen).values():
+            with kind(work, chosen) as target, target.watched():
+                results[target.name] = measure_target(target, chosen)
+    return results
+
+
+def main() -> int:
+    """Measure, show, write."""
+    chosen = arguments().parse_args()
+    results = measure(chosen)
+    if not results:
+        return fail("no target can run here")
+    columns = {
+        "written s": "written_s",
+        "mapped s": "mapped_s",
+        "PSS MiB": "pss_mib",
+        "MemAvailable MiB": "available_down_mib",
+        "page tables MiB": "page_tables_up_mib",
+        "stored MiB": "stored_mib",
+    }
+    table(
+        f"{chosen.files} files of {chosen.bytes / 1e6:,.0f} MB, equal content, mapped by "
+        f"{chosen.processes} processes",
+        ["target", *columns],
+        [
+            [name, *(shown(one.get(key)) for key in columns.values())]
+            for name, one in results.items()
+        ],
+    )
+    finish("sharing", chosen, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
