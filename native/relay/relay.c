@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -31,6 +32,10 @@ enum { THREADS_MAX = RELAY_THREADS_MAX + 3 };
 enum { KICK_NS = 1000 * 1000 };
 
 enum { INIT_BYTES_MAX = 256 };
+
+/* How long a reader looks for the next request before it sleeps. A program that opens, reads and
+ * closes asks again within 20 us; to be woken takes as long as that. */
+enum { LINGER_NS = 50 * 1000 };
 
 const char *const relay_counter_names[COUNTERS] = {
 #define RELAY_COUNTER(name) #name,
@@ -74,6 +79,7 @@ struct relay {
     atomic_bool is_python_gone;
     atomic_bool is_ready; /* the kernel took the INIT reply */
     atomic_bool is_unmounted;
+    atomic_flag is_lingering; /* one thread at a time */
     _Atomic uint64_t counts[COUNTERS];
 
     pthread_mutex_t init_lock;
@@ -359,7 +365,8 @@ static bool answer_here(struct relay *relay, int device, const struct request *r
     }
 }
 
-static void handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size)
+/* True when it was answered here. */
+static bool handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size)
 {
     struct request request;
 
@@ -370,10 +377,10 @@ static void handle_request(struct relay *relay, int device, uint8_t *bytes, size
         if (state == REQUEST_BAD && request.header.unique != 0 &&
             message_wants_reply(request.header.opcode))
             answer(relay, device, request.header.unique, EIO, NULL, 0);
-        return;
+        return false;
     }
     if (answer_here(relay, device, &request))
-        return;
+        return true;
     switch (request.header.opcode) {
     case FUSE_INIT:
         save_init(relay, &relay->init_request, bytes, size);
@@ -391,6 +398,27 @@ static void handle_request(struct relay *relay, int device, uint8_t *bytes, size
         break;
     }
     forward(relay, device, &request, bytes, size);
+    return false;
+}
+
+static int64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Waits for a request without sleeping, until LINGER_NS after it began; yields to whoever has
+ * something to do. */
+static void linger(struct relay *relay, int device, int64_t began_ns)
+{
+    struct pollfd readable = {.fd = device, .events = POLLIN};
+
+    if (atomic_flag_test_and_set(&relay->is_lingering))
+        return;
+    while (poll(&readable, 1, 0) == 0 && monotonic_ns() - began_ns < LINGER_NS)
+        sched_yield();
+    atomic_flag_clear(&relay->is_lingering);
 }
 
 static void *reader(void *argument)
@@ -398,11 +426,17 @@ static void *reader(void *argument)
     struct thread *thread = argument;
     struct relay *relay = thread->relay;
     uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
+    bool expects_more = false; /* the last came soon and was answered here */
 
     while (bytes && !atomic_load(&relay->are_readers_stopping)) {
+        int64_t began_ns = monotonic_ns();
+        if (expects_more)
+            linger(relay, thread->device, began_ns);
         ssize_t size = read(thread->device, bytes, MESSAGE_BYTES_MAX);
         if (size > 0) {
-            handle_request(relay, thread->device, bytes, (size_t)size);
+            bool came_soon = monotonic_ns() - began_ns < LINGER_NS;
+            bool was_answered = handle_request(relay, thread->device, bytes, (size_t)size);
+            expects_more = came_soon && was_answered;
         } else if (size == 0 || errno == ENODEV || errno == ECONNABORTED) {
             mount_is_gone(relay);
             break;
@@ -637,6 +671,7 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
     if (relay == NULL)
         return ENOMEM;
     relay->event_fd = setup->event_fd;
+    atomic_flag_clear(&relay->is_lingering);
     relay->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
     pthread_mutex_init(&relay->init_lock, NULL);
     queue_init(&relay->requests);
