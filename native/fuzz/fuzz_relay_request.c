@@ -42,6 +42,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     message_clear_handles(&request);
     if (message_clear_handles(&request))
         abort(); /* once is enough */
+    uint64_t parents[MESSAGE_PARENTS_MAX];
+    unsigned count = message_parents(&request, parents);
+    for (unsigned i = 0; i < count; i++)
+        if (!table_put_attr(table, parents[i], &(struct fuse_attr_out){0}))
+            abort();
     struct stamp stamp = table_forwarding(table, &request, message_changes(&request));
     table_replied(table, &stamp);
     switch (header->opcode) {

@@ -267,6 +267,38 @@ static PyObject *relay_attr_changed_method(PyObject *object, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *relay_put_attr_method(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"nodeid", "attr", "valid_s", NULL};
+    struct relay *relay = relay_of((struct relay_object *)object);
+    struct fuse_attr_out out = {0};
+    PyObject *number;
+    Py_buffer attr;
+    uint64_t nodeid;
+    double valid_s;
+
+    if (relay == NULL || !PyArg_ParseTupleAndKeywords(args, keywords, "Oy*d:put_attr", names,
+                                                      &number, &attr, &valid_s))
+        return NULL;
+    bool is_whole = attr.len == sizeof out.attr;
+    if (is_whole)
+        memcpy(&out.attr, attr.buf, sizeof out.attr);
+    PyBuffer_Release(&attr);
+    if (!take_nodeid(number, &nodeid))
+        return NULL;
+    if (!is_whole || nodeid == 0 || !(valid_s >= 0)) {
+        PyErr_SetString(PyExc_ValueError, "attr: 88 bytes; nodeid: not 0; valid_s: not negative");
+        return NULL;
+    }
+    if (valid_s > UINT32_MAX)
+        valid_s = UINT32_MAX;
+    out.attr_valid = (uint64_t)valid_s;
+    out.attr_valid_nsec = (uint32_t)((valid_s - (double)out.attr_valid) * 1e9);
+    if (!table_put_attr(relay_table(relay), nodeid, &out))
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 static PyObject *relay_set_ino_method(PyObject *object, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"nodeid", "ino", NULL};
@@ -483,6 +515,16 @@ PyDoc_STRVAR(
     "answer to a SETATTR, LINK, SETXATTR, REMOVEXATTR, WRITE or FALLOCATE: unlink and "
     "rename too.");
 
+PyDoc_STRVAR(
+    put_attr_doc,
+    "put_attr($self, nodeid, attr, valid_s)\n--\n\n"
+    "Answer GETATTR of *nodeid*, attached or not, from this until it changes.\n\n"
+    "Within the handler of a change: it is the newer. Which requests end it is in\n"
+    "docs/RELAY.md; for what they do not say call attr_changed(). 4096 nodeids that are not\n"
+    "attached are remembered.\n\n"
+    ":param attr: struct fuse_attr, 88 bytes\n"
+    ":param valid_s: how long the kernel need not ask again");
+
 PyDoc_STRVAR(set_ino_doc, "set_ino($self, nodeid, ino)\n--\n\n"
                           "Show *nodeid* to programs under the st_ino *ino*.");
 
@@ -519,6 +561,7 @@ static PyMethodDef relay_methods[] = {
     {"detach", relay_detach_method, METH_O, detach_doc},
     {"opens", relay_opens_method, METH_O, opens_doc},
     {"attr_changed", relay_attr_changed_method, METH_O, attr_changed_doc},
+    {"put_attr", KEYWORDS(relay_put_attr_method), put_attr_doc},
     {"set_ino", KEYWORDS(relay_set_ino_method), set_ino_doc},
     {"forget_ino", relay_forget_ino_method, METH_O, forget_ino_doc},
     {"drain", relay_drain_method, METH_NOARGS, drain_doc},

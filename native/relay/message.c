@@ -35,6 +35,10 @@ static size_t body_least(uint32_t opcode)
         return sizeof(struct fuse_getxattr_in) + 1;
     case FUSE_LINK:
         return sizeof(struct fuse_link_in);
+    case FUSE_RENAME:
+        return sizeof(struct fuse_rename_in);
+    case FUSE_RENAME2:
+        return sizeof(struct fuse_rename2_in);
     case FUSE_READ:
     case FUSE_READDIR:
     case FUSE_READDIRPLUS:
@@ -128,6 +132,30 @@ uint64_t message_changes(const struct request *request)
         return ((const struct fuse_link_in *)(const void *)request->body)->oldnodeid;
     case FUSE_COPY_FILE_RANGE:
         return ((const struct fuse_copy_file_range_in *)(const void *)request->body)->nodeid_out;
+    default:
+        return 0;
+    }
+}
+
+unsigned message_parents(const struct request *request, uint64_t nodeids[MESSAGE_PARENTS_MAX])
+{
+    nodeids[0] = request->header.nodeid;
+    switch (request->header.opcode) {
+    case FUSE_CREATE:
+    case FUSE_MKNOD:
+    case FUSE_MKDIR:
+    case FUSE_SYMLINK:
+    case FUSE_LINK:
+    case FUSE_TMPFILE:
+    case FUSE_UNLINK:
+    case FUSE_RMDIR:
+        return 1;
+    case FUSE_RENAME:
+        nodeids[1] = ((const struct fuse_rename_in *)(const void *)request->body)->newdir;
+        return 2;
+    case FUSE_RENAME2:
+        nodeids[1] = ((const struct fuse_rename2_in *)(const void *)request->body)->newdir;
+        return 2;
     default:
         return 0;
     }

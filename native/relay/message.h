@@ -51,6 +51,10 @@ size_t message_hide_init(uint8_t *bytes, size_t size);
 /* The nodeid whose attributes or content the request changes, or 0. */
 uint64_t message_changes(const struct request *request);
 
+/* The directories in which the request adds, removes or renames a name; returns how many. */
+enum { MESSAGE_PARENTS_MAX = 2 };
+unsigned message_parents(const struct request *request, uint64_t nodeids[MESSAGE_PARENTS_MAX]);
+
 /* Takes HANDLE_AMENDED out of every file handle in the request; true when one had it. */
 bool message_clear_handles(struct request *request);
 

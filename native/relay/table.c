@@ -32,6 +32,13 @@ struct ino {
     uint64_t ino;
 };
 
+struct kept {
+    struct map_node node; /* first; key is the nodeid */
+    struct kept *newer;
+    struct kept *older;
+    struct fuse_attr_out out;
+};
+
 static struct attachment *find(struct table *table, uint64_t nodeid)
 {
     return (struct attachment *)(void *)map_find(&table->attachments, nodeid);
@@ -44,7 +51,7 @@ static void release_attachment(struct map_node *node)
     free(attachment);
 }
 
-static void release_ino(struct map_node *node)
+static void release_node(struct map_node *node)
 {
     free(node);
 }
@@ -55,8 +62,15 @@ bool table_init(struct table *table, int event_fd)
     table->event_fd = event_fd;
     if (!map_init(&table->attachments))
         return false;
-    if (map_init(&table->inos))
-        return true;
+    if (!map_init(&table->inos))
+        goto no_inos;
+    if (!map_init(&table->kept))
+        goto no_kept;
+    return true;
+
+no_kept:
+    map_free(&table->inos, NULL);
+no_inos:
     map_free(&table->attachments, NULL);
     return false;
 }
@@ -64,7 +78,8 @@ bool table_init(struct table *table, int event_fd)
 void table_free(struct table *table)
 {
     map_free(&table->attachments, release_attachment);
-    map_free(&table->inos, release_ino);
+    map_free(&table->inos, release_node);
+    map_free(&table->kept, release_node);
     pthread_mutex_destroy(&table->lock);
 }
 
@@ -105,6 +120,54 @@ static void changed(struct table *table, struct attachment *attachment)
     attachment->changed_at = ++table->clock;
 }
 
+/* --- attributes put by Python, lock held --------------------------------------------------- */
+
+static struct kept *find_kept(struct table *table, uint64_t nodeid)
+{
+    return (struct kept *)(void *)map_find(&table->kept, nodeid);
+}
+
+static void link_newest(struct table *table, struct kept *kept)
+{
+    kept->newer = NULL;
+    kept->older = table->newest;
+    *(table->newest ? &table->newest->newer : &table->oldest) = kept;
+    table->newest = kept;
+}
+
+static void unlink_kept(struct table *table, struct kept *kept)
+{
+    *(kept->newer ? &kept->newer->older : &table->newest) = kept->older;
+    *(kept->older ? &kept->older->newer : &table->oldest) = kept->newer;
+}
+
+static void drop_kept(struct table *table, uint64_t nodeid)
+{
+    struct kept *kept = (struct kept *)(void *)map_remove(&table->kept, nodeid);
+    if (kept) {
+        unlink_kept(table, kept);
+        free(kept);
+    }
+}
+
+static bool keep(struct table *table, uint64_t nodeid, const struct fuse_attr_out *attributes)
+{
+    struct kept *kept = find_kept(table, nodeid);
+    if (kept) {
+        unlink_kept(table, kept);
+    } else {
+        kept = calloc(1, sizeof *kept);
+        if (kept == NULL)
+            return false;
+        if (table->kept.count == TABLE_KEPT_MAX)
+            drop_kept(table, table->oldest->node.key);
+        map_insert(&table->kept, &kept->node, nodeid);
+    }
+    kept->out = *attributes;
+    link_newest(table, kept);
+    return true;
+}
+
 /* --- for Python ---------------------------------------------------------------------------- */
 
 static int attach_locked(struct table *table, uint64_t nodeid, const struct backing *backing)
@@ -121,6 +184,7 @@ static int attach_locked(struct table *table, uint64_t nodeid, const struct back
     attachment = calloc(1, sizeof *attachment);
     if (attachment == NULL)
         return ENOMEM;
+    drop_kept(table, nodeid);
     attachment->backing = *backing;
     attachment->serial = table->next_serial++;
     changed(table, attachment);
@@ -169,7 +233,36 @@ void table_attr_changed(struct table *table, uint64_t nodeid)
     struct attachment *attachment = find(table, nodeid);
     if (attachment)
         changed(table, attachment);
+    drop_kept(table, nodeid);
     pthread_mutex_unlock(&table->lock);
+}
+
+static bool put_locked(struct table *table, uint64_t nodeid, const struct fuse_attr_out *attributes)
+{
+    const struct ino *ino = (const void *)map_find(&table->inos, nodeid);
+    struct fuse_attr_out out = *attributes;
+    struct attachment *attachment = find(table, nodeid);
+
+    if (ino)
+        out.attr.ino = ino->ino;
+    if (attachment == NULL)
+        return keep(table, nodeid, &out);
+    if (attachment->changing > 0)
+        return true;            /* the reply to the change brings them */
+    changed(table, attachment); /* replies asked for before this come too late */
+    attachment->attr = out.attr;
+    attachment->valid_s = out.attr_valid;
+    attachment->valid_ns = out.attr_valid_nsec;
+    attachment->is_known = true;
+    return true;
+}
+
+bool table_put_attr(struct table *table, uint64_t nodeid, const struct fuse_attr_out *attributes)
+{
+    pthread_mutex_lock(&table->lock);
+    bool is_kept = put_locked(table, nodeid, attributes);
+    pthread_mutex_unlock(&table->lock);
+    return is_kept;
 }
 
 bool table_set_ino(struct table *table, uint64_t nodeid, uint64_t number)
@@ -185,6 +278,7 @@ bool table_set_ino(struct table *table, uint64_t nodeid, uint64_t number)
         map_insert(&table->inos, &ino->node, nodeid);
     }
     ino->ino = number;
+    drop_kept(table, nodeid);
     struct attachment *attachment = find(table, nodeid);
     if (attachment)
         changed(table, attachment);
@@ -197,6 +291,7 @@ void table_forget_ino(struct table *table, uint64_t nodeid)
 {
     pthread_mutex_lock(&table->lock);
     struct map_node *node = map_remove(&table->inos, nodeid);
+    drop_kept(table, nodeid);
     struct attachment *attachment = find(table, nodeid);
     if (attachment)
         changed(table, attachment);
@@ -271,6 +366,17 @@ bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int
     return may;
 }
 
+static bool answer_kept(struct table *table, uint64_t nodeid, struct fuse_attr_out *out)
+{
+    struct kept *kept = find_kept(table, nodeid);
+    if (kept == NULL)
+        return false;
+    *out = kept->out;
+    unlink_kept(table, kept);
+    link_newest(table, kept);
+    return true;
+}
+
 bool table_answer_getattr(struct table *table, uint64_t nodeid, struct fuse_attr_out *out)
 {
     pthread_mutex_lock(&table->lock);
@@ -285,6 +391,8 @@ bool table_answer_getattr(struct table *table, uint64_t nodeid, struct fuse_attr
             out->attr_valid_nsec = attachment->valid_ns;
         }
     }
+    if (attachment == NULL)
+        may = answer_kept(table, nodeid, out);
     pthread_mutex_unlock(&table->lock);
     return may;
 }
@@ -310,7 +418,14 @@ void table_closed(struct table *table, uint64_t nodeid, enum close_told told)
 struct stamp table_forwarding(struct table *table, const struct request *request, uint64_t changes)
 {
     struct stamp stamp = {.nodeid = changes};
+    uint64_t parents[MESSAGE_PARENTS_MAX];
+    unsigned count = message_parents(request, parents);
+
     pthread_mutex_lock(&table->lock);
+    for (unsigned i = 0; i < count; i++)
+        drop_kept(table, parents[i]);
+    if (changes)
+        drop_kept(table, changes);
     struct attachment *attachment = changes ? find(table, changes) : NULL;
     if (attachment) {
         changed(table, attachment);

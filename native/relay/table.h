@@ -14,11 +14,18 @@
 #include "message.h"
 
 struct attachment;
+struct kept;
+
+/* Attributes that table_put_attr() keeps; the least recently used goes first. */
+enum { TABLE_KEPT_MAX = 4096 };
 
 struct table {
     pthread_mutex_t lock;
     struct map attachments;  /* guarded by lock; struct attachment by nodeid; owned */
     struct map inos;         /* guarded by lock; struct ino by nodeid; owned */
+    struct map kept;         /* guarded by lock; struct kept by nodeid, not attached; owned */
+    struct kept *newest;     /* guarded by lock; of kept */
+    struct kept *oldest;     /* guarded by lock */
     struct attachment *idle; /* guarded by lock; have an event, newest first */
     uint64_t clock;          /* guarded by lock; counts changes, requests refer to it */
     uint64_t next_serial;    /* guarded by lock */
@@ -52,6 +59,10 @@ int table_attach(struct table *table, uint64_t nodeid, const struct backing *bac
 bool table_detach(struct table *table, uint64_t nodeid);
 int64_t table_opens(struct table *table, uint64_t nodeid);
 void table_attr_changed(struct table *table, uint64_t nodeid);
+
+/* Attributes of any nodeid, as of now: GETATTR is answered from them, valid for that long, until a
+ * request that changes them is forwarded. False when out of memory. */
+bool table_put_attr(struct table *table, uint64_t nodeid, const struct fuse_attr_out *attributes);
 
 /* False when out of memory. */
 bool table_set_ino(struct table *table, uint64_t nodeid, uint64_t ino);

@@ -277,6 +277,109 @@ static void many_nodeids_are_found_again(void)
     end();
 }
 
+static void put(uint64_t nodeid, uint32_t mode)
+{
+    struct fuse_attr_out out = {.attr_valid = 7, .attr = {.ino = nodeid, .mode = mode}};
+    CHECK(table_put_attr(&table, nodeid, &out));
+}
+
+static bool known_of(uint64_t nodeid, uint32_t mode)
+{
+    struct fuse_attr_out out;
+    return table_answer_getattr(&table, nodeid, &out) && out.attr.mode == mode &&
+           out.attr_valid == 7;
+}
+
+static void put_attributes_answer_until_a_change_passes_by(void)
+{
+    const uint32_t names[] = {FUSE_CREATE,  FUSE_MKNOD,  FUSE_MKDIR, FUSE_SYMLINK,
+                              FUSE_TMPFILE, FUSE_UNLINK, FUSE_RMDIR};
+    const uint32_t own[] = {FUSE_SETATTR, FUSE_SETXATTR, FUSE_REMOVEXATTR, FUSE_WRITE,
+                            FUSE_FALLOCATE};
+    begin();
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        put(NODEID, 1);
+        CHECK(known_of(NODEID, 1));
+        struct stamp stamp = forwarding(names[i], 0);
+        CHECK(!known_of(NODEID, 1));
+        put(NODEID, 2); /* in the handler */
+        table_replied(&table, &stamp);
+        CHECK(known_of(NODEID, 2));
+    }
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+        put(NODEID, 3);
+        forwarding(own[i], NODEID);
+        CHECK(!known_of(NODEID, 3));
+    }
+    put(NODEID, 4);
+    forwarding(FUSE_GETATTR, 0);
+    forwarding(FUSE_LOOKUP, 0);
+    CHECK(known_of(NODEID, 4));
+    table_attr_changed(&table, NODEID);
+    CHECK(!known_of(NODEID, 4));
+    end();
+}
+
+static void both_directories_of_a_rename_change(void)
+{
+    struct fuse_rename2_in to = {.newdir = NODEID + 1};
+    struct fuse_link_in link = {.oldnodeid = NODEID + 1};
+    struct request request = {.header = {.opcode = FUSE_RENAME, .nodeid = NODEID},
+                              .body = (void *)&to};
+    begin();
+    for (int i = 0; i < 3; i++) {
+        put(NODEID, 1);
+        put(NODEID + 1, 1);
+        put(NODEID + 2, 1);
+        table_forwarding(&table, &request, message_changes(&request));
+        CHECK(!known_of(NODEID, 1) && !known_of(NODEID + 1, 1) && known_of(NODEID + 2, 1));
+        request.header.opcode = i == 0 ? FUSE_RENAME2 : FUSE_LINK;
+        if (i == 1)
+            request.body = (void *)&link;
+    }
+    end();
+}
+
+static void attributes_put_for_an_attached_file_are_its_own(void)
+{
+    begin();
+    put(NODEID, 1);
+    CHECK(attach(BACKING, false, 0) == 0 && !known_of(NODEID, 1));
+    struct stamp old = forwarding(FUSE_GETATTR, 0);
+    put(NODEID, 2);
+    CHECK(known_of(NODEID, 2));
+    replies(FUSE_GETATTR, &old, 3);
+    CHECK(known_of(NODEID, 2));
+    struct stamp change = forwarding(FUSE_SETATTR, NODEID);
+    put(NODEID, 4);
+    CHECK(!known_of(NODEID, 4)); /* its reply is still to come */
+    replies(FUSE_SETATTR, &change, 5);
+    CHECK(known(5));
+    CHECK(table_detach(&table, NODEID) && !known_of(NODEID, 4));
+    CHECK(table_set_ino(&table, NODEID, 77));
+    put(NODEID, 5);
+    struct fuse_attr_out out;
+    CHECK(table_answer_getattr(&table, NODEID, &out) && out.attr.ino == 77);
+    table_forget_ino(&table, NODEID);
+    CHECK(!known_of(NODEID, 5));
+    end();
+}
+
+static void the_least_recently_used_of_the_put_attributes_goes(void)
+{
+    begin();
+    for (uint64_t nodeid = 1; nodeid <= TABLE_KEPT_MAX; nodeid++)
+        put(nodeid, 1);
+    CHECK(known_of(1, 1)); /* used */
+    put(2, 2);             /* put again */
+    put(TABLE_KEPT_MAX + 1, 1);
+    put(TABLE_KEPT_MAX + 2, 1);
+    CHECK(known_of(1, 1) && known_of(2, 2) && !known_of(3, 1) && !known_of(4, 1));
+    CHECK(known_of(5, 1) && known_of(TABLE_KEPT_MAX + 2, 1));
+    CHECK(table.kept.count == TABLE_KEPT_MAX);
+    end();
+}
+
 int main(void)
 {
     RUN(an_open_file_is_not_detached);
@@ -290,5 +393,9 @@ int main(void)
     RUN(a_file_may_appear_under_another_number);
     RUN(a_capability_may_come_with_any_xattr);
     RUN(many_nodeids_are_found_again);
+    RUN(put_attributes_answer_until_a_change_passes_by);
+    RUN(both_directories_of_a_rename_change);
+    RUN(attributes_put_for_an_attached_file_are_its_own);
+    RUN(the_least_recently_used_of_the_put_attributes_goes);
     return 0;
 }

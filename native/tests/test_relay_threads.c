@@ -374,6 +374,8 @@ static void *policy(void *unused)
             table_detach(relay_table(relay), node);
         }
         table_attr_changed(relay_table(relay), node);
+        table_put_attr(relay_table(relay), node,
+                       &(struct fuse_attr_out){.attr = {.ino = node, .mode = 1}});
         while (table_next_event(relay_table(relay), &nodeid, &last))
             CHECK(nodeid >= 1 && nodeid <= NODES);
         table_set_ino(relay_table(relay), node, 1000 + node);

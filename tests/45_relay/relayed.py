@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import stat
+import struct
 import sys
 import threading
 import time
@@ -66,6 +67,7 @@ class Relayed(pyfuse3.Operations):
         self.handles: dict[int, Node] = {}
         self.slow_s = 1.0
         self.notify_in_create = False
+        self.put_in_create = 0
         self.ready = trio.Event()
 
     # For tests
@@ -95,6 +97,16 @@ class Relayed(pyfuse3.Operations):
 
     def nodeid(self, name: str) -> int:
         return self.names[name.encode()]
+
+    def put_attr(self, nodeid: int, size: int, valid_s: float) -> None:
+        """Attributes of that inode, told by their size."""
+        node = self.nodes[nodeid]
+        times = divmod(node.times_ns, 10**9)
+        attr = struct.pack(
+            "=6Q10I", nodeid, size, 0, *[times[0]] * 3, *[times[1]] * 3, node.mode, node.names,
+            0, 0, 0, 4096, 0,
+        )  # fmt: skip
+        self.relay.put_attr(nodeid, attr, valid_s)
 
     def _attach(self, node: Node) -> None:
         if self.relay is not None:
@@ -176,6 +188,8 @@ class Relayed(pyfuse3.Operations):
             # The kernel holds the directory's lock until this create is answered.
             self._invalidate(name)
             await trio.sleep(0.2)
+        if self.put_in_create:
+            self.put_attr(parent, self.put_in_create, TIMEOUT_S)
         nodeid = self.add(
             os.fsdecode(name), self.image(f"created-{len(self.nodes)}"), writable=True
         )

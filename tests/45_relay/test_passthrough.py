@@ -107,6 +107,24 @@ def test_changes_through_python_are_seen_at_once(served):
         assert path.stat().st_size == 0
 
 
+def test_attributes_put_while_creating_answer_the_next_stat_of_the_directory(served):
+    for size in (4711, 4712):
+        served.ask(f"setattr(fs, 'put_in_create', {size})")
+        (served.path / f"new{size}").write_bytes(b"x")
+        asked = served.ask("fs.count('getattr')")
+        assert served.path.stat().st_size == size
+        assert served.ask("fs.count('getattr')") == asked, "answered in C"
+    served.ask("setattr(fs, 'put_in_create', 0)")
+    (served.path / "last").write_bytes(b"x")
+    assert served.path.stat().st_size == 0, "the CREATE ended it"
+
+
+def test_put_attr_checks_what_it_is_given(served):
+    for arguments in ("0, bytes(88), 1.0", "1, bytes(87), 1.0", "1, bytes(88), -1.0", "-1, b'', 0"):
+        with pytest.raises(AssertionError, match=r"ValueError|OverflowError"):
+            served.ask(f"fs.relay.put_attr({arguments})")
+
+
 def test_a_file_shows_the_inode_number_it_was_given(served):
     nodeid = served.ask("fs.add('f', fs.image('image'))")
     served.ask(f"fs.relay.set_ino({nodeid}, 4711)")
