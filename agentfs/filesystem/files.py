@@ -254,8 +254,8 @@ class Files:
         self._staging.count(staged, allocated_bytes(file.inode))
         file.touch(time.time_ns())
 
-    def set_staged_times(self, file: LiveFile) -> None:
-        """Carry times set by a program over to the staged file, where a restart finds them."""
+    def attributes_set(self, file: LiveFile) -> None:
+        """A program set times: carry them over to the staged file, where a restart finds them."""
         if file.staged is not None:
             where = file.staged.path if file.staged.fd is None else file.staged.fd
             os.utime(where, ns=(file.inode.atime_ns, file.inode.mtime_ns))

@@ -26,6 +26,9 @@ _LARGEST_SHARE = 0.5
 _SCANNED_BYTES = 256 << 10
 """A content from this size on becomes resident at once: to share it is worth more."""
 
+_IMAGES_MAX = 16_384
+"""Each takes descriptors and 1 kB of the daemon's memory, however small it is."""
+
 _OPENED_KEPT = 65_536
 """Digests of small contents that have been opened once, in 8 MB."""
 
@@ -151,6 +154,8 @@ class Images:
         image = Image(digest, path, fd, backing, size)
         image.priority = self._clock
         self._images[digest] = image
+        if len(self._images) > _IMAGES_MAX:
+            self._thin_out()
         if size >= _HUGE_PAGE:
             self._in_small_pages.append(image)
         return image
@@ -201,6 +206,12 @@ class Images:
         image.uses += 1
         # Greedy dual: what is made again in proportion to its size is worth its frequency.
         image.priority = self._clock + image.uses
+
+    def _thin_out(self) -> None:
+        ordered = sorted(self._images.values(), key=lambda image: image.priority)
+        for image in ordered[: _IMAGES_MAX // 8]:
+            if self._drop(image):
+                self._clock = max(self._clock, image.priority)
 
     def leave(self, file: LiveFile) -> bool:
         """Detach a file from its image; False, and nothing changed, while it is open.

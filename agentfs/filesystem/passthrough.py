@@ -45,7 +45,7 @@ class PassthroughFiles(Files):
         super().__init__(index, table, namespace, staging, contents)
         self._relay = relay
         self.images = Images(staging, contents, relay)
-        table.watch(relay.opens, relay.attr_changed, self._forgotten)
+        table.watch(relay.opens, self._changed, self._forgotten)
 
     # Opening
 
@@ -176,9 +176,29 @@ class PassthroughFiles(Files):
                 self._staging.count(file.staged, allocated_bytes(file.inode))
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
+        if not file.handles:
+            self.unstage_if_sealed(file)
+            self._table.released(file)
 
     async def tidy(self) -> None:
         await self.images.collapse()
+
+    def attributes_set(self, file: LiveFile) -> None:
+        super().attributes_set(file)
+        self._grant_anew(file)
+
+    def _changed(self, nodeid: int) -> None:
+        self._relay.attr_changed(nodeid)
+        file = self._table.live_at(nodeid)
+        if file is not None:
+            self._grant_anew(file)
+
+    def _grant_anew(self, file: LiveFile) -> None:
+        """Times have changed: the next read may have to be recorded, so it must reach us."""
+        if file.image is not None:
+            self._attach_image(file, file.image)
+        elif file.is_passed_through and file.staged is not None:
+            self._attach_staged(file, file.staged, writes=file.writers > 0)
 
     def closed(self, nodeid: int) -> None:
         """The last descriptor of an inode has gone that the relay knows of."""

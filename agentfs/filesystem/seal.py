@@ -375,11 +375,12 @@ class Sealer:
             await trio.lowlevel.checkpoint()
         for start in range(0, len(snapshots), _COMMIT_FILES):
             group = snapshots[start : start + _COMMIT_FILES]
-            contents: list[tuple[_Snapshot, int | None]] = []
             with self._index.transaction:
-                for snapshot in group:
-                    if snapshot.digest and snapshot.file.inode.nlink:
-                        contents.append((snapshot, self._record_file(snapshot, ids)))
+                contents = [
+                    (snapshot, self._record_file(snapshot, ids))
+                    for snapshot in group
+                    if snapshot.digest and snapshot.file.inode.nlink
+                ]
             for snapshot, content in contents:
                 self._note(snapshot, content)
             for snapshot in group:

@@ -146,7 +146,7 @@ class Operations(pyfuse3.Operations):
         )
         file = self._table.live(inode.id)
         if file is not None:
-            self._files.set_staged_times(file)
+            self._files.attributes_set(file)
         return entry_attributes(inode, nodeid)
 
     async def _truncate(self, inode: Inode, size: int, ctx: RequestContext) -> None:

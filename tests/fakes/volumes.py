@@ -173,7 +173,7 @@ class Shell:
         self.volume.namespace.change_attributes(self.inode(path), AttributeChange(**fields))
         file = self.volume.table.live(self.inode(path).id)
         if file is not None:
-            self.volume.files.set_staged_times(file)
+            self.volume.files.attributes_set(file)
 
     def names(self, path: str = "") -> list[bytes]:
         directory = self.inode(path)
