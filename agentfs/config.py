@@ -24,6 +24,8 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 MODES = ("auto", "relay", "plain")
+DEFAULT_MODE = "plain"
+"""Until relay mode makes and opens small files as fast as plain mode does."""
 
 DEFAULT_MOUNTPOINT = Path("/agentmem")
 
@@ -100,7 +102,7 @@ class MountConfig:
     mountpoint: Path
     profile: Profile
     foreground: bool
-    mode: str = "auto"
+    mode: str = DEFAULT_MODE
     """One of MODES: relay needs rights and a kernel that not everybody has."""
     allow_other: bool = False
     """Let other users in (the kernel checks modes). Root's mounts set it."""

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable
 
 from agentfs import errors
-from agentfs.config import DEFAULT_MOUNTPOINT, MODES
+from agentfs.config import DEFAULT_MODE, DEFAULT_MOUNTPOINT, MODES
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -70,10 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     mount.add_argument(
         "--mode",
         choices=MODES,
-        default="auto",
-        help="relay: the kernel reads and writes files on tmpfs itself, and equal content is "
-        "one copy in memory (root, Linux 6.9); plain: the daemon serves both; auto: relay "
-        "if possible (default)",
+        default=DEFAULT_MODE,
+        help="plain: the daemon serves reads and writes (default); relay: the kernel does so "
+        "itself on tmpfs, and equal content is one copy in memory (root, Linux 6.9); auto: "
+        "relay where possible",
     )
     mount.add_argument(
         "--foreground", action="store_true", help="stay in the foreground and log to stderr"

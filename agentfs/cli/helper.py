@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agentfs.cli import mounting
 from agentfs.cli.mounts import absolute, find_target
-from agentfs.config import MODES, MountConfig, load_profile
+from agentfs.config import DEFAULT_MODE, MODES, MountConfig, load_profile
 from agentfs.errors import UsageError
 
 WITHOUT_EFFECT = frozenset(
@@ -32,7 +32,7 @@ class Options:
     """What an -o string asks for."""
 
     profile: str = "default"
-    mode: str = "auto"
+    mode: str = DEFAULT_MODE
     allow_other: bool = False
     restrictions: tuple[str, ...] = ()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Iterator
 from typing import Protocol
 
 import trio
@@ -64,18 +65,26 @@ class Relay(Protocol):
 class Image:
     """One resident content."""
 
-    __slots__ = ("backing", "digest", "fd", "path", "priority", "size", "users", "uses")
+    __slots__ = ("backing", "digest", "path", "priority", "size", "users", "uses")
 
-    def __init__(self, digest: bytes, path: str, fd: int, backing: int, size: int) -> None:
+    def __init__(self, digest: bytes, path: str, backing: int, size: int) -> None:
         self.digest = digest
         self.path = path
-        self.fd = fd  # owned; closed when the image is dropped
         self.backing = backing
         self.size = size
         self.users: dict[int, LiveFile] = {}
         """Files attached to it, by nodeid."""
         self.uses = 0
         self.priority = 0.0
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor for a moment: there are more images than descriptors to be had."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 class Images:
@@ -143,15 +152,17 @@ class Images:
         try:
             await self._reader.copy_to(content, fd)
             os.rename(path + _INCOMPLETE, path)
+            backing = self._relay.register(fd)
         except BaseException:
-            os.close(fd)
-            os.unlink(path + _INCOMPLETE)
+            os.unlink(path if os.path.exists(path) else path + _INCOMPLETE)
             self._staging.count_images(-size)
             raise
-        self._add(digest, path, fd, self._relay.register(fd), size)
+        finally:
+            os.close(fd)
+        self._add(digest, path, backing, size)
 
-    def _add(self, digest: bytes, path: str, fd: int, backing: int, size: int) -> Image:
-        image = Image(digest, path, fd, backing, size)
+    def _add(self, digest: bytes, path: str, backing: int, size: int) -> Image:
+        image = Image(digest, path, backing, size)
         image.priority = self._clock
         self._images[digest] = image
         if len(self._images) > _IMAGES_MAX:
@@ -173,8 +184,8 @@ class Images:
         os.rename(staged.path, path)
         self._staging.count(staged, 0)
         self._staging.count_images(size)
-        fd, staged.fd = staged.descriptor(), None
-        return self._add(digest, path, fd, backing, size)
+        staged.close()
+        return self._add(digest, path, backing, size)
 
     async def collapse(self) -> None:
         """Put new images into huge pages.
@@ -185,16 +196,13 @@ class Images:
         images, self._in_small_pages = self._in_small_pages, []
         for image in images:
             if self._images.get(image.digest) is image:
-                fd = os.dup(image.fd)  # it may be dropped meanwhile
-                try:
+                with image.opened() as fd:
                     await trio.to_thread.run_sync(_collapse, fd, image.size)
-                finally:
-                    os.close(fd)
 
     def give_up(self, image: Image, inode_id: int) -> StagedFile:
         """Turn an image that has one user back into that user's staged file."""
         del self._images[image.digest]
-        staged = self._staging.accept(inode_id, image.path, image.fd)
+        staged = self._staging.accept(inode_id, image.path)
         self._staging.count_images(-image.size)
         self._staging.count(staged, image.size)
         return staged
@@ -241,7 +249,6 @@ class Images:
                 return False
         del self._images[image.digest]
         self._relay.unregister(image.backing)
-        os.close(image.fd)
         os.unlink(image.path)
         self._staging.count_images(-image.size)
         return True
@@ -249,7 +256,6 @@ class Images:
     def close(self) -> None:
         """Drop all: the mount is gone."""
         for image in list(self._images.values()):
-            os.close(image.fd)
             os.unlink(image.path)
             self._staging.count_images(-image.size)
         self._images.clear()

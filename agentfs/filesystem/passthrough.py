@@ -110,7 +110,7 @@ class PassthroughFiles(Files):
         self._relay.attach(
             file.nodeid,
             image.backing,
-            image.fd,
+            -1,
             writable=False,
             fresh_until_ns=_fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.any,
@@ -136,7 +136,7 @@ class PassthroughFiles(Files):
         self._relay.attach(
             file.nodeid,
             image.backing,
-            image.fd,
+            -1,
             writable=False,
             fresh_until_ns=0,
             capability_free=False,
@@ -151,7 +151,8 @@ class PassthroughFiles(Files):
         size = inode.size if limit is None else min(limit, inode.size)
         staged = self._staging.create_incomplete(inode.id, size)
         try:
-            copy_range(image.fd, staged.descriptor(), 0, size)
+            with image.opened() as fd:
+                copy_range(fd, staged.descriptor(), 0, size)
             os.ftruncate(staged.descriptor(), size)
             os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
             self._staging.complete(staged)

@@ -207,9 +207,9 @@ class Staging:
         os.rename(staged.path, final)
         staged.path = final
 
-    def accept(self, inode_id: int, path: str, fd: int) -> StagedFile:
-        """Make a file that lies on the tmpfs already, and is open, a staged one."""
-        staged = StagedFile(self._path(inode_id, on_disk=False), on_disk=False, fd=fd)
+    def accept(self, inode_id: int, path: str) -> StagedFile:
+        """Make a file that lies on the tmpfs already a staged one."""
+        staged = StagedFile(self._path(inode_id, on_disk=False), on_disk=False)
         os.rename(path, staged.path)
         return staged
 

@@ -223,8 +223,8 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
     backing.writable = writable;
     backing.capability_free = capability_free;
     backing.fresh_until_ns = fresh_until_ns;
-    backing.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    if (backing.fd < 0)
+    backing.fd = writable ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : -1;
+    if (writable && backing.fd < 0)
         return raise_errno(errno, NULL);
     int error = table_attach(relay_table(relay), nodeid, &backing);
     if (error)
@@ -495,7 +495,8 @@ PyDoc_STRVAR(
     "Attaching again with the same backing id replaces the rest; with another one it raises "
     "OSError\n"
     "EBUSY while the file is open.\n\n"
-    ":param fd: the backing file, for its size and times; the relay keeps a duplicate\n"
+    ":param fd: the backing file, for its size and times; the relay keeps a duplicate if "
+    "*writable*\n"
     ":param writable: size and times are those of the backing file, in whatever reply\n"
     ":param fresh_until_ns: on CLOCK_REALTIME; until then O_RDONLY opens are answered without "
     "Python\n"

@@ -44,10 +44,16 @@ static struct attachment *find(struct table *table, uint64_t nodeid)
     return (struct attachment *)(void *)map_find(&table->attachments, nodeid);
 }
 
+static void close_backing(const struct backing *backing)
+{
+    if (backing->fd >= 0)
+        close(backing->fd);
+}
+
 static void release_attachment(struct map_node *node)
 {
     struct attachment *attachment = (struct attachment *)(void *)node;
-    close(attachment->backing.fd);
+    close_backing(&attachment->backing);
     free(attachment);
 }
 
@@ -176,7 +182,7 @@ static int attach_locked(struct table *table, uint64_t nodeid, const struct back
     if (attachment && attachment->opens > 0 && attachment->backing.id != backing->id)
         return EBUSY;
     if (attachment) {
-        close(attachment->backing.fd);
+        close_backing(&attachment->backing);
         attachment->backing = *backing;
         changed(table, attachment);
         return 0;
@@ -199,7 +205,7 @@ int table_attach(struct table *table, uint64_t nodeid, const struct backing *bac
     int error = attach_locked(table, nodeid, backing);
     pthread_mutex_unlock(&table->lock);
     if (error)
-        close(backing->fd);
+        close_backing(backing);
     return error;
 }
 

@@ -47,7 +47,7 @@ void table_free(struct table *table);
 
 struct backing {
     int32_t id;
-    int fd; /* taken over, also on failure */
+    int fd; /* taken over, also on failure; -1 unless writable: there are more files than that */
     bool writable;
     bool capability_free;
     int64_t fresh_until_ns;
