@@ -166,23 +166,35 @@ class Sealer:
         await self._durability.sync()
 
     async def serve_fsync(self) -> None:
-        """Seal what fsync asks for, all that has come together. Runs until cancelled."""
-        while True:
-            await self._urgent_arrived.wait()
-            self._urgent_arrived = trio.Event()
-            urgent, self._urgent = self._urgent, []
-            error: OSError | None = OSError(errno.EIO, "the file could not be sealed")
-            try:
-                await self.seal(list(dict.fromkeys(file for file, _ in urgent)), wait=True)
-                error = None
-            except OSError as failure:
-                error = failure
-            except Exception:
-                log.exception("sealing for fsync failed")
-            finally:
-                for _, ticket in urgent:
-                    ticket.error = error
-                    ticket.done.set()
+        """Seal what fsync asks for, all that has come together. Runs until cancelled.
+
+        A large file is sealed beside the others, which would wait seconds for it.
+        """
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._urgent_arrived.wait()
+                self._urgent_arrived = trio.Event()
+                urgent, self._urgent = self._urgent, []
+                large = [one for one in urgent if one[0].inode.size > WINDOW_BYTES]
+                for one in large:
+                    nursery.start_soon(self._seal_urgent, [one])
+                small = [one for one in urgent if one not in large]
+                if small:
+                    await self._seal_urgent(small)
+
+    async def _seal_urgent(self, urgent: list[tuple[LiveFile, _Ticket]]) -> None:
+        error: OSError | None = OSError(errno.EIO, "the file could not be sealed")
+        try:
+            await self.seal(list(dict.fromkeys(file for file, _ in urgent)), wait=True)
+            error = None
+        except OSError as failure:
+            error = failure
+        except Exception:
+            log.exception("sealing for fsync failed")
+        finally:
+            for _, ticket in urgent:
+                ticket.error = error
+                ticket.done.set()
 
     async def seal(
         self,
