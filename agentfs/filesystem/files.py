@@ -74,8 +74,12 @@ class Files:
     async def prepare(self, inode: Inode, flags: int) -> None:
         """Make an inode ready to be opened; nothing to do when we serve reads and writes."""
 
+    def is_short_of_room(self) -> bool:
+        """Whether `prepare_room` is to be called before an inode is made."""
+        return False
+
     async def prepare_room(self) -> None:
-        """Before an inode is made that a program will write through the kernel."""
+        """Wait for room for a file that a program will write through the kernel."""
 
     def prepare_new(self, file: LiveFile) -> None:
         """Make an inode just made ready to be opened."""

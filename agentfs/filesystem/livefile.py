@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -36,6 +36,8 @@ class LiveFile:
     """A regular file while it is open or staged."""
 
     __slots__ = (
+        "_lock",
+        "_opening",
         "backing",
         "changed_at",
         "dirty_since",
@@ -43,11 +45,9 @@ class LiveFile:
         "image",
         "inode",
         "is_passed_through",
-        "lock",
         "may_be_sparse",
         "name",
         "nodeid",
-        "opening",
         "sealed_version",
         "staged",
         "version",
@@ -68,10 +68,8 @@ class LiveFile:
         self.handles = 0
         self.writers = 0
         """Handles among them that are open for writing."""
-        self.lock = trio.Lock()
-        """Held while the file changes between staged and sealed."""
-        self.opening = trio.Lock()
-        """Held while it is decided what an opening program reads and writes; before `lock`."""
+        self._lock: trio.Lock | None = None
+        self._opening: trio.Lock | None = None
         self.may_be_sparse = False
         """The staged copy may have holes."""
         self.version = 0
@@ -83,6 +81,20 @@ class LiveFile:
         """time.monotonic() of the first change after the last seal."""
         self.name: tuple[int, bytes] = (0, b"")
         """(parent, name) it was made under, when known: similar files are sealed together."""
+
+    @property
+    def lock(self) -> trio.Lock:
+        """Held while the file changes between staged and sealed."""
+        if self._lock is None:  # most files never need one, and a lock costs as much as a file
+            self._lock = trio.Lock()
+        return self._lock
+
+    @property
+    def opening(self) -> trio.Lock:
+        """Held while it is decided what an opening program reads and writes; before `lock`."""
+        if self._opening is None:
+            self._opening = trio.Lock()
+        return self._opening
 
     @property
     def is_dirty(self) -> bool:
@@ -204,6 +216,13 @@ class InodeTable:
                 live.inode.nlink = row.nlink
                 live.inode.content = row.content
 
+    def current_of(self, row: tuple[Any, ...]) -> Inode:
+        """The live copy of an inode by its columns, or one made of them."""
+        number = row[0]
+        if number in self._live or number in self._directories:
+            return self.get(self.nodeid(number))
+        return Inode(*row)
+
     def is_open(self, inode_id: int) -> bool:
         live = self._live.get(inode_id)
         return live is not None and (live.handles > 0 or self._opens(live.nodeid) > 0)
@@ -215,8 +234,15 @@ class InodeTable:
         live = self._live.get(self._moved.get(nodeid, nodeid))
         return live if live is not None and live.nodeid == nodeid else None
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether any nodeid differs from the number of its inode."""
+        return bool(self._moved)
+
     def nodeid(self, inode_id: int) -> int:
         """By which the kernel is to know an inode."""
+        if not self._moved:
+            return inode_id
         live = self._live.get(inode_id)
         return live.nodeid if live is not None else inode_id
 
@@ -271,6 +297,12 @@ class InodeTable:
         """The kernel was told of this inode once more."""
         lookups = self._lookups
         lookups[nodeid] = lookups.get(nodeid, 0) + 1
+
+    def all_looked_up(self, nodeids: list[int]) -> None:
+        """The kernel was told of these once more."""
+        lookups = self._lookups
+        for nodeid in nodeids:
+            lookups[nodeid] = lookups.get(nodeid, 0) + 1
 
     def forget(self, nodeid: int, count: int) -> None:
         left = self._lookups.get(nodeid, 0) - count

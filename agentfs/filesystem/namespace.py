@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.index import Index
@@ -32,8 +32,7 @@ _SUPPORTED_XATTRS = (b"user.", b"security.", b"trusted.")
 _CAPABILITY = b"security.capability"
 
 
-@dataclass(slots=True, frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks."""
 
     uid: int
@@ -315,10 +314,9 @@ class Namespace:
 
     def entries_after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
         """Up to *limit* entries of a directory that sort after *name*."""
-        current = self._table.current
-        return [
-            (entry, current(inode)) for entry, inode in self._dentries.after(parent, name, limit)
-        ]
+        current_of = self._table.current_of
+        rows = self._dentries.after(parent, name, limit)
+        return [(row[-1], current_of(row[:-1])) for row in rows]
 
     # Attributes
 
@@ -398,7 +396,7 @@ class DirectoryStream:
 
     __slots__ = ("_inode_id", "_names", "_namespace")
 
-    _BATCH = 32
+    _BATCH = 64
     """A reply of one page holds about 24 entries with attributes."""
 
     def __init__(self, namespace: Namespace, inode_id: int) -> None:

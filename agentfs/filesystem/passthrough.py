@@ -81,9 +81,11 @@ class PassthroughFiles(Files):
         elif image is not None:
             self._attach_image(file, image)
 
+    def is_short_of_room(self) -> bool:
+        return not self._staging.fits(0)
+
     async def prepare_room(self) -> None:
-        if not self._staging.fits(0):
-            await self._staging.wait_for_room()
+        await self._staging.wait_for_room()
 
     def prepare_new(self, file: LiveFile) -> None:
         """Attach an inode just made."""

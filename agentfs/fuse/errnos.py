@@ -53,6 +53,19 @@ def answers(method: Callable[Arguments, Result]) -> Handler[Arguments, Result]:
     return handler
 
 
+def answers_mostly_at_once(method: Handler[Arguments, Result]) -> Handler[Arguments, Result]:
+    """Make a request handler of a coroutine method that itself lets others in where it waits."""
+
+    @functools.wraps(method)
+    async def handler(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return await method(*args, **kwargs)
+        except Exception as error:
+            raise translate(error, method.__name__) from None
+
+    return handler
+
+
 def answers_later(method: Handler[Arguments, Result]) -> Handler[Arguments, Result]:
     """Make a request handler of a coroutine method."""
 

@@ -19,7 +19,8 @@ from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
 from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller, DirectoryStream
 from agentfs.fuse.attributes import MISSING, entry_attributes
-from agentfs.fuse.errnos import answers, answers_later
+from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
+from agentfs.fuse.loop import letting_others_in
 from agentfs.model import Inode
 
 if TYPE_CHECKING:
@@ -197,11 +198,12 @@ class Operations(pyfuse3.Operations):
                 raise
         return self._file_info(handle)
 
-    @answers_later
+    @answers_mostly_at_once
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        await self._files.prepare_room()
+        if self._files.is_short_of_room():
+            await letting_others_in(self._files.prepare_room())
         inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         handle.file.name = (parent, name)
@@ -247,13 +249,16 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def readdir(self, fh: int, position: int, token: ReaddirToken) -> None:
-        reply, table = pyfuse3.readdir_reply, self._table
+        reply = pyfuse3.readdir_reply
+        renumber = self._table.nodeid if self._table.has_moved else None
+        told = []
         for after, name, inode in self._streams[fh].entries(position):
-            nodeid = table.nodeid(inode.id)
+            nodeid = renumber(inode.id) if renumber else inode.id
             if not reply(token, name, entry_attributes(inode, nodeid), after):
-                return
+                break
             if after > 2:  # the kernel does not count "." and ".."
-                table.looked_up(nodeid)
+                told.append(nodeid)
+        self._table.all_looked_up(told)
 
     @answers
     def releasedir(self, fh: int) -> None:

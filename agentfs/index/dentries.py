@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
 
 from agentfs.index.connection import IndexConnection
 from agentfs.index.inodes import COLUMNS
@@ -47,11 +48,12 @@ class Dentries:
         """(parent, name) of every name of an inode; reads all names there are."""
         return self._execute("SELECT parent, name FROM dentry WHERE inode = ?", (inode,)).fetchall()
 
-    def after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
-        """Up to *limit* entries that sort after *name*, in byte order, with their inodes."""
-        rows = self._execute(
+    def after(self, parent: int, name: bytes, limit: int) -> list[tuple[Any, ...]]:
+        """Up to *limit* entries that sort after *name*, in byte order: the columns of their
+        inodes in the order of `Inode`, then the name.
+        """
+        return self._execute(
             f"SELECT {COLUMNS}, name FROM dentry JOIN inode ON inode.id = dentry.inode"
             " WHERE dentry.parent = ? AND name > ? ORDER BY name LIMIT ?",
             (parent, name, limit),
-        )
-        return [(row[-1], Inode(*row[:-1])) for row in rows]
+        ).fetchall()
