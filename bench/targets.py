@@ -351,11 +351,11 @@ class Agentfs(Target):
         return int(self.stats()["pid"])
 
 
-class AgentfsPlain(Agentfs):
-    """agentfs where the daemon serves reads and writes, as it does without root."""
+class AgentfsRelay(Agentfs):
+    """agentfs where the kernel reads and writes files on a tmpfs itself."""
 
-    name = "agentfs-plain"
-    mount_options = ("--mode", "plain")
+    name = "agentfs-relay"
+    mount_options = ("--mode", "relay")
 
 
 class S3ql(Target):
@@ -442,7 +442,7 @@ class S3ql(Target):
 
 
 ALL: dict[str, type[Target]] = {
-    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BarePolling, Agentfs, AgentfsPlain, S3ql)
+    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BarePolling, Agentfs, AgentfsRelay, S3ql)
 }
 
 
