@@ -13,7 +13,6 @@ import struct
 
 from blake3 import blake3
 
-DIGEST_BYTES = 32
 _SPARSE_CONTEXT = "agentfs 2026-11-21 content with holes"
 
 Bytes = bytes | bytearray | memoryview

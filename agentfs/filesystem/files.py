@@ -230,7 +230,7 @@ class Files:
         size = inode.size if limit is None else min(limit, inode.size)
         staged = self._staging.create_incomplete(inode.id, size, on_disk=on_disk)
         try:
-            await self._contents.copy_to(content, staged.descriptor(), limit)
+            await self._fill(staged.descriptor(), content, size)
             os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
             self._staging.complete(staged)
         except BaseException:
@@ -239,6 +239,10 @@ class Files:
             raise
         self._staging.count(staged, size)
         return staged
+
+    async def _fill(self, fd: int, content: int, size: int) -> None:
+        """Write the first *size* bytes of a content to an empty file."""
+        await self._contents.copy_to(content, fd, size)
 
     async def truncate(self, file: LiveFile, size: int, *, is_privileged: bool) -> None:
         """Cut or extend to *size* bytes; what is added is a hole."""

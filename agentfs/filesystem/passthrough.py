@@ -20,6 +20,8 @@ from __future__ import annotations
 import os
 import time
 
+import trio
+
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.files import DAY_NS, Files, Handle, allocated_bytes, needs_atime
 from agentfs.filesystem.images import Image, Images, Relay
@@ -146,24 +148,14 @@ class PassthroughFiles(Files):
         fresh = self._table.split(file)
         self._relay.set_ino(fresh.nodeid, fresh.inode.id)
 
-    async def _copy_content(self, inode: Inode, content: int, limit: int | None) -> StagedFile:
+    async def _fill(self, fd: int, content: int, size: int) -> None:
         image = self.images.find(content)
         if image is None:
-            return await super()._copy_content(inode, content, limit)
-        size = inode.size if limit is None else min(limit, inode.size)
-        staged = self._staging.create_incomplete(inode.id, size)
-        try:
-            with image.opened() as fd:
-                copy_range(fd, staged.descriptor(), 0, size)
-            os.ftruncate(staged.descriptor(), size)
-            os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
-            self._staging.complete(staged)
-        except BaseException:
-            staged.close()
-            os.unlink(staged.path)
-            raise
-        self._staging.count(staged, size)
-        return staged
+            await super()._fill(fd, content, size)
+            return
+        with image.opened() as source:
+            await trio.to_thread.run_sync(copy_range, source, fd, 0, size)
+        os.ftruncate(fd, size)
 
     # Letting go
 
