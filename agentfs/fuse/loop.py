@@ -17,7 +17,7 @@ import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import pyfuse3
 import trio
@@ -30,16 +30,23 @@ _TURN_S = 0.002
 
 Result = TypeVar("Result")
 
+Poll: TypeAlias = Callable[[int, int], object]
+"""Waits until a descriptor is readable or so many milliseconds are over; truthy: it is."""
+
 
 class _Turn:
     """The right to read the next request; released without waking whoever wants it."""
 
     def __init__(self) -> None:
         self.waiting_handlers = 0
+        self.on_reply: Callable[[], None] | None = None
+        """Called when a task comes back for more, having replied to its last request."""
         self._taken = False
         self._parked = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> None:
+        if self.on_reply is not None:
+            self.on_reply()
         while self._taken:
             await self._parked.park()
         self._taken = True
@@ -59,26 +66,22 @@ class _Turn:
 
 
 class _Waiter:
-    """Waits for a descriptor: first by poll(2) itself, which costs a tenth of a turn of trio.
+    """Waits for a descriptor: first without the event loop, which costs a tenth of a turn of it.
 
     While a handler waits for something, the event loop must not be kept from noticing.
     """
 
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._registered = False
+    def __init__(self, poll: Poll) -> None:
+        self._poll = poll
         self._next_turn = 0.0
 
     async def wait_readable(self, fd: int) -> None:
-        if not self._registered:
-            self._poll.register(fd, select.POLLIN)
-            self._registered = True
-        if time.monotonic() < self._next_turn and self._poll.poll(
-            0 if _turn.waiting_handlers else _PATIENCE_MS
-        ):
-            return
-        await trio.lowlevel.wait_readable(fd)
-        self._next_turn = time.monotonic() + _TURN_S
+        if time.monotonic() >= self._next_turn:
+            await trio.lowlevel.checkpoint()
+            self._next_turn = time.monotonic() + _TURN_S
+        if not self._poll(fd, 0 if _turn.waiting_handlers else _PATIENCE_MS):
+            await trio.lowlevel.wait_readable(fd)
+            self._next_turn = time.monotonic() + _TURN_S
 
 
 _turn = _Turn()
@@ -106,8 +109,26 @@ async def _open_nursery() -> AsyncIterator[_Nursery]:
         yield _Nursery(nursery)
 
 
-def enable() -> None:
-    """Let pyfuse3 wait this way. Before pyfuse3.init."""
+def poll_one() -> Poll:
+    """poll(2) for a descriptor that stays the same."""
+    poll = select.poll()
+    registered: set[int] = set()
+
+    def wait(fd: int, timeout_ms: int) -> object:
+        if not registered:
+            poll.register(fd, select.POLLIN)
+            registered.add(fd)
+        return poll.poll(timeout_ms)
+
+    return wait
+
+
+def enable(poll: Poll, on_reply: Callable[[], None] | None = None) -> None:
+    """Let pyfuse3 wait this way. Before pyfuse3.main.
+
+    :param on_reply: carries replies on; called soon after each
+    """
+    _turn.on_reply = on_reply
     pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
         ClosedResourceError=trio.ClosedResourceError,
         Lock=lambda: _turn,
@@ -116,7 +137,7 @@ def enable() -> None:
             current_task=trio.lowlevel.current_task,
             current_trio_token=trio.lowlevel.current_trio_token,
             notify_closing=trio.lowlevel.notify_closing,
-            wait_readable=_Waiter().wait_readable,
+            wait_readable=_Waiter(poll).wait_readable,
         ),
     )
 

@@ -77,7 +77,7 @@ class PlainSession:
         options |= {_MountOption(f"fsname={_escaped(self._config.store)}"), "subtype=agentfs"}
         if self._config.allow_other:
             options.add("allow_other")
-        loop.enable()
+        loop.enable(loop.poll_one())
         try:
             pyfuse3.init(operations, str(self._config.mountpoint), options)
         except RuntimeError as error:
@@ -115,18 +115,27 @@ class RelaySession:
         self._is_closed = False
 
     def start(self, operations: Operations) -> None:
-        loop.enable()
+        loop.enable(self.relay.take, on_reply=self.relay.pump)
         self.relay.start()
         pyfuse3.init(operations, f"/dev/fd/{self.relay.python_fd}", set())
         self._is_started = True
 
     async def watch(self, files: Files) -> None:
-        while not self.relay.unmounted:
-            await trio.lowlevel.wait_readable(self.relay.event_fd)
-            for nodeid, is_closed in self.relay.drain():
-                if is_closed:
-                    files.closed(nodeid)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump)
+            while not self.relay.unmounted:
+                await trio.lowlevel.wait_readable(self.relay.event_fd)
+                for nodeid, is_closed in self.relay.drain():
+                    if is_closed:
+                        files.closed(nodeid)
+            nursery.cancel_scope.cancel()
         pyfuse3.terminate()
+
+    async def _pump(self) -> None:
+        """Carry on what pyfuse3 writes without being asked: notifications, from a thread."""
+        while True:
+            await trio.lowlevel.wait_readable(self.relay.replies_fd)
+            self.relay.pump()
 
     def close(self) -> None:
         if self._is_started:

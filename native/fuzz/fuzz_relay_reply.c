@@ -1,4 +1,4 @@
-/* Python's side: the first byte chooses the opcode, the rest is the reply, amended as the answerer
+/* Python's side: the first byte chooses the opcode, the rest is the reply, amended as relay_pump()
  * does. */
 #include <fcntl.h>
 #include <stdlib.h>

@@ -232,6 +232,33 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
     Py_RETURN_NONE;
 }
 
+static PyObject *relay_take_method(PyObject *object, PyObject *args)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    int fd;
+    int timeout_ms;
+    bool is_ready;
+
+    if (relay == NULL || !PyArg_ParseTuple(args, "ii:take", &fd, &timeout_ms))
+        return NULL;
+    if (timeout_ms < 0)
+        return raise_errno(EINVAL, NULL);
+    Py_BEGIN_ALLOW_THREADS
+        is_ready = relay_take(relay, fd, timeout_ms);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(is_ready);
+}
+
+static PyObject *relay_pump_method(PyObject *object, PyObject *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    relay_pump(relay); /* with the GIL: nothing in it waits, and taking it anew may */
+    Py_RETURN_NONE;
+}
+
 /* False with an exception. */
 static bool take_nodeid(PyObject *argument, uint64_t *nodeid)
 {
@@ -423,6 +450,13 @@ static PyObject *get_python_fd(PyObject *object, void *unused)
     return PyLong_FromLong(((struct relay_object *)object)->python_fd);
 }
 
+static PyObject *get_replies_fd(PyObject *object, void *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    return relay ? PyLong_FromLong(relay_replies_fd(relay)) : NULL;
+}
+
 static PyObject *get_event_fd(PyObject *object, void *unused)
 {
     (void)unused;
@@ -477,6 +511,17 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(start_doc, "start($self, /)\n--\n\n"
                         "Start the threads. Once.");
+
+PyDoc_STRVAR(take_doc,
+             "take($self, fd, timeout_ms, /)\n--\n\n"
+             "Wait until *fd*, which is python_fd, is readable, or for that long; True: it "
+             "is.\n\n"
+             "Where requests follow each other, this thread reads them itself: call it "
+             "again soon,\n"
+             "until it returns False.");
+
+PyDoc_STRVAR(pump_doc, "pump($self, /)\n--\n\n"
+                       "Give the kernel the replies that pyfuse3 has written. Call it after each.");
 
 PyDoc_STRVAR(register_doc,
              "register($self, fd, /)\n--\n\n"
@@ -556,6 +601,8 @@ PyDoc_STRVAR(
 
 static PyMethodDef relay_methods[] = {
     {"start", relay_start_method, METH_NOARGS, start_doc},
+    {"take", relay_take_method, METH_VARARGS, take_doc},
+    {"pump", relay_pump_method, METH_NOARGS, pump_doc},
     {"register", relay_register_method, METH_O, register_doc},
     {"unregister", relay_unregister_method, METH_O, unregister_doc},
     {"attach", KEYWORDS(relay_attach_method), attach_doc},
@@ -574,6 +621,7 @@ static PyMethodDef relay_methods[] = {
 
 static PyGetSetDef relay_getset[] = {
     {"python_fd", get_python_fd, NULL, "For pyfuse3, as /dev/fd/N; -1 when closed.", NULL},
+    {"replies_fd", get_replies_fd, NULL, "Readable when there is something to pump().", NULL},
     {"event_fd", get_event_fd, NULL,
      "Readable when drain() has something, when it became ready, and when the mount is gone.",
      NULL},

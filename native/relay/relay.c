@@ -2,6 +2,7 @@
 #include "relay.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -25,7 +26,7 @@ enum { SOCKET_BYTES = 8 * 1024 * 1024 };
 /* Beyond these the kernel counts memory per message, not only its bytes. */
 enum { SOCKET_OVERHEAD_BYTES = 4096 };
 
-enum { THREADS_MAX = RELAY_THREADS_MAX + 3 };
+enum { THREADS_MAX = RELAY_THREADS_MAX + 2 };
 
 /* How long a stopped thread may sleep before it is woken again: a signal that comes just before a
  * system call does not interrupt it. */
@@ -36,6 +37,10 @@ enum { INIT_BYTES_MAX = 256 };
 /* How long a reader looks for the next request before it sleeps. A program that opens, reads and
  * closes asks again within 20 us; to be woken takes as long as that. */
 enum { LINGER_NS = 50 * 1000 };
+
+/* How many requests in a row Python must have waited for in vain of nothing else, before it reads
+ * them itself; and how long one may then take it before a reader looks after the others. */
+enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 200 * 1000 };
 
 const char *const relay_counter_names[COUNTERS] = {
 #define RELAY_COUNTER(name) #name,
@@ -53,6 +58,17 @@ struct thread {
     atomic_bool has_ended;
 };
 
+/* While requests for Python follow each other, its thread reads them itself: to be told of each by
+ * a reader costs a change of threads. The readers rest, but for one that looks now and then whether
+ * Python is busy with one for long. */
+struct attention {
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    bool is_given;              /* guarded by lock; written by the thread in relay_take() only */
+    _Atomic int64_t busy_since; /* monotonic ns; 0: in relay_take() */
+    unsigned in_a_row;          /* of the thread in relay_take() */
+};
+
 struct init_message {
     uint8_t bytes[INIT_BYTES_MAX];
     size_t size; /* 0: has not been seen */
@@ -64,12 +80,14 @@ struct relay {
     struct queue requests;      /* to Python, while the socket is full */
     struct queue notifications; /* to the kernel, which may block on them */
 
-    int devices[RELAY_THREADS_MAX]; /* owned; a reader each, replies go back through the same */
-    int readers;
+    int devices[RELAY_THREADS_MAX + 1]; /* owned; replies go back through that of the request */
+    int readers;                        /* one each; behind theirs that of relay_take() */
+    struct attention attention;
     int socket;   /* owned; the relay's end */
     int event_fd; /* borrowed */
     uint32_t max_write;
     uint32_t page_bytes;
+    uint8_t *buffer; /* owned; MESSAGE_BYTES_MAX; of relay_pump() and relay_take() */
 
     struct thread threads[THREADS_MAX]; /* readers first */
     int thread_count;
@@ -421,36 +439,160 @@ static void linger(struct relay *relay, int device, int64_t began_ns)
     atomic_flag_clear(&relay->is_lingering);
 }
 
+/* Handles the next request of a device. *was_answered: without Python. */
+enum reading { READING_ON, READING_NOTHING, READING_OVER };
+
+static enum reading read_request(struct relay *relay, int device, uint8_t *bytes,
+                                 bool *was_answered)
+{
+    ssize_t size = read(device, bytes, MESSAGE_BYTES_MAX);
+    *was_answered = false;
+    if (size > 0) {
+        *was_answered = handle_request(relay, device, bytes, (size_t)size);
+        return READING_ON;
+    }
+    if (size == 0 || errno == ENODEV || errno == ECONNABORTED) {
+        mount_is_gone(relay);
+        return READING_OVER;
+    }
+    if (errno == EINTR || errno == ENOENT || errno == EAGAIN)
+        return READING_NOTHING;
+    count(relay, COUNTER_read_errors);
+    if (errno != EBADF && errno != EPERM && errno != EINVAL)
+        return READING_NOTHING;
+    mount_is_gone(relay);
+    return READING_OVER;
+}
+
+/* What a reader does while Python reads. False: it did nothing of the kind. */
+static bool rest(struct relay *relay, bool looks_after, uint8_t *bytes)
+{
+    struct attention *attention = &relay->attention;
+    struct timespec until;
+    bool was_answered;
+
+    pthread_mutex_lock(&attention->lock);
+    bool rested = attention->is_given;
+    while (attention->is_given && !atomic_load(&relay->are_readers_stopping)) {
+        if (!looks_after) {
+            pthread_cond_wait(&attention->ended, &attention->lock);
+            continue;
+        }
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += ATTENTION_LOST_NS;
+        if (until.tv_nsec >= 1000000000) {
+            until.tv_nsec -= 1000000000;
+            until.tv_sec++;
+        }
+        pthread_cond_timedwait(&attention->ended, &attention->lock, &until);
+        int64_t busy_since = atomic_load(&attention->busy_since);
+        if (busy_since == 0 || monotonic_ns() - busy_since < ATTENTION_LOST_NS)
+            continue;
+        pthread_mutex_unlock(&attention->lock);
+        int device = relay->devices[relay->readers];
+        while (read_request(relay, device, bytes, &was_answered) == READING_ON)
+            ;
+        pthread_mutex_lock(&attention->lock);
+    }
+    pthread_mutex_unlock(&attention->lock);
+    return rested;
+}
+
 static void *reader(void *argument)
 {
     struct thread *thread = argument;
     struct relay *relay = thread->relay;
     uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
     bool expects_more = false; /* the last came soon and was answered here */
+    bool was_answered;
+    enum reading reading = bytes ? READING_ON : READING_OVER;
 
-    while (bytes && !atomic_load(&relay->are_readers_stopping)) {
+    while (reading != READING_OVER && !atomic_load(&relay->are_readers_stopping)) {
+        if (rest(relay, thread == relay->threads, bytes))
+            continue;
         int64_t began_ns = monotonic_ns();
         if (expects_more)
             linger(relay, thread->device, began_ns);
-        ssize_t size = read(thread->device, bytes, MESSAGE_BYTES_MAX);
-        if (size > 0) {
-            bool came_soon = monotonic_ns() - began_ns < LINGER_NS;
-            bool was_answered = handle_request(relay, thread->device, bytes, (size_t)size);
-            expects_more = came_soon && was_answered;
-        } else if (size == 0 || errno == ENODEV || errno == ECONNABORTED) {
-            mount_is_gone(relay);
-            break;
-        } else if (errno != EINTR && errno != ENOENT && errno != EAGAIN) {
-            count(relay, COUNTER_read_errors);
-            if (errno == EBADF || errno == EPERM || errno == EINVAL) {
-                mount_is_gone(relay);
-                break;
-            }
-        }
+        reading = read_request(relay, thread->device, bytes, &was_answered);
+        if (reading == READING_ON)
+            expects_more = was_answered && monotonic_ns() - began_ns < LINGER_NS;
     }
     free(bytes);
     atomic_store(&thread->has_ended, true);
     return NULL;
+}
+
+/* --- Python as a reader -------------------------------------------------------------------- */
+
+static void kick(const struct thread *thread);
+
+static void give_attention(struct relay *relay)
+{
+    struct attention *attention = &relay->attention;
+    pthread_mutex_lock(&attention->lock);
+    attention->is_given = true;
+    pthread_mutex_unlock(&attention->lock);
+    for (int i = 0; i < relay->readers; i++)
+        kick(&relay->threads[i]);
+}
+
+static void end_attention(struct relay *relay)
+{
+    struct attention *attention = &relay->attention;
+    pthread_mutex_lock(&attention->lock);
+    attention->is_given = false;
+    pthread_cond_broadcast(&attention->ended);
+    pthread_mutex_unlock(&attention->lock);
+    attention->in_a_row = 0;
+}
+
+/* Waits like poll(); what can be answered without Python is. */
+static bool wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
+{
+    struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
+                               {.fd = relay->devices[relay->readers], .events = POLLIN}};
+    int64_t began_ns = monotonic_ns();
+    int64_t waited_ns = 0;
+    bool was_answered;
+
+    while (!atomic_load(&relay->is_unmounted)) {
+        int patience_ms = waited_ns < LINGER_NS ? 0 : timeout_ms;
+        int ready = poll(sources, 2, timeout_ms ? patience_ms : 0);
+        if (ready > 0 && sources[0].revents)
+            return true;
+        if (ready > 0 &&
+            read_request(relay, sources[1].fd, relay->buffer, &was_answered) == READING_ON) {
+            began_ns = monotonic_ns();
+        } else if (ready == 0 && (timeout_ms == 0 || patience_ms > 0)) {
+            return false;
+        } else {
+            sched_yield();
+        }
+        waited_ns = monotonic_ns() - began_ns;
+    }
+    return false;
+}
+
+bool relay_take(struct relay *relay, int python_fd, int timeout_ms)
+{
+    struct attention *attention = &relay->attention;
+    struct pollfd source = {.fd = python_fd, .events = POLLIN};
+    bool is_ready;
+
+    atomic_store(&attention->busy_since, 0);
+    if (attention->in_a_row >= ATTENTION_AFTER) {
+        if (attention->in_a_row++ == ATTENTION_AFTER)
+            give_attention(relay);
+        is_ready = wait_attentively(relay, python_fd, timeout_ms);
+        if (!is_ready)
+            end_attention(relay);
+    } else {
+        is_ready = poll(&source, 1, timeout_ms) > 0;
+        attention->in_a_row = is_ready ? attention->in_a_row + 1 : 0;
+    }
+    if (is_ready)
+        atomic_store(&attention->busy_since, monotonic_ns());
+    return is_ready;
 }
 
 /* --- replies ------------------------------------------------------------------------------- */
@@ -554,24 +696,21 @@ static void handle_reply(struct relay *relay, uint8_t *bytes, size_t size)
     relay_reply(relay, &origin, bytes, size);
 }
 
-static void *answerer(void *argument)
+void relay_pump(struct relay *relay)
 {
-    struct thread *thread = argument;
-    struct relay *relay = thread->relay;
-    uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
-
-    while (bytes && !atomic_load(&relay->is_stopping)) {
+    for (;;) {
         /* MSG_TRUNC: the true size, so that a message too long shows as one whose length lies. */
-        ssize_t size = recv(relay->socket, bytes, MESSAGE_BYTES_MAX, MSG_TRUNC);
-        if (size > 0)
-            handle_reply(relay, bytes, (size_t)size);
-        else if (size == 0 || errno != EINTR)
-            break;
+        ssize_t size =
+            recv(relay->socket, relay->buffer, MESSAGE_BYTES_MAX, MSG_TRUNC | MSG_DONTWAIT);
+        if (size > 0) {
+            handle_reply(relay, relay->buffer, (size_t)size);
+        } else if (size == 0 || (errno != EINTR && errno != EAGAIN)) {
+            python_is_gone(relay);
+            return;
+        } else if (errno == EAGAIN) {
+            return;
+        }
     }
-    free(bytes);
-    python_is_gone(relay);
-    atomic_store(&thread->has_ended, true);
-    return NULL;
 }
 
 /* The kernel may make a notification wait for an operation whose reply is still to come. */
@@ -600,6 +739,16 @@ static void kicked(int number)
 static int kick_signal(void)
 {
     return SIGRTMAX - 3;
+}
+
+static void init_attention(struct attention *attention)
+{
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&attention->lock, NULL);
+    pthread_cond_init(&attention->ended, &monotonic);
+    pthread_condattr_destroy(&monotonic);
 }
 
 static bool size_buffer(int socket, int force, int plain, int bytes)
@@ -638,7 +787,7 @@ static int make_sockets(struct relay *relay, int *python_fd)
 
 static void close_devices(struct relay *relay)
 {
-    for (int i = 0; i < relay->readers; i++) {
+    for (int i = 0; i <= relay->readers; i++) {
         close(relay->devices[i]);
         relay->devices[i] = -1;
     }
@@ -646,19 +795,23 @@ static void close_devices(struct relay *relay)
 
 static int take_devices(struct relay *relay, const struct relay_setup *setup)
 {
+    int error = 0;
+    int i;
+
     relay->devices[0] = setup->device;
-    for (int i = 1; i < setup->threads; i++) {
-        int clone = setup->clones ? setup->clones[i - 1] : device_clone(setup->device);
-        if (clone < 0) {
-            int error = errno;
-            while (--i > 0)
-                close(relay->devices[i]);
-            return error;
+    for (i = 1; i <= setup->threads; i++) {
+        relay->devices[i] = setup->clones ? setup->clones[i - 1] : device_clone(setup->device);
+        if (relay->devices[i] < 0) {
+            error = errno;
+            break;
         }
-        relay->devices[i] = clone;
     }
+    if (error == 0 && fcntl(relay->devices[setup->threads], F_SETFL, O_NONBLOCK) != 0)
+        error = errno;
+    while (error && --i > 0 && setup->clones == NULL)
+        close(relay->devices[i]);
     relay->readers = setup->threads;
-    return 0;
+    return error;
 }
 
 int relay_new(const struct relay_setup *setup, struct relay **result, int *python_fd)
@@ -672,6 +825,7 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
         return ENOMEM;
     relay->event_fd = setup->event_fd;
     atomic_flag_clear(&relay->is_lingering);
+    init_attention(&relay->attention);
     relay->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
     pthread_mutex_init(&relay->init_lock, NULL);
     queue_init(&relay->requests);
@@ -680,6 +834,9 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
         goto no_table;
     if (!pending_init(&relay->pending))
         goto no_pending;
+    relay->buffer = malloc(MESSAGE_BYTES_MAX);
+    if (relay->buffer == NULL)
+        goto no_buffer;
     error = make_sockets(relay, python_fd);
     if (error)
         goto no_sockets;
@@ -693,6 +850,8 @@ no_devices:
     close(relay->socket);
     close(*python_fd);
 no_sockets:
+    free(relay->buffer);
+no_buffer:
     pending_free(&relay->pending);
 no_pending:
     table_free(&relay->table);
@@ -733,8 +892,6 @@ int relay_start(struct relay *relay)
     for (int i = 0; i < relay->readers && error == 0; i++)
         error = start_thread(relay, reader, relay->devices[i]);
     if (error == 0)
-        error = start_thread(relay, answerer, -1);
-    if (error == 0)
         error = start_thread(relay, notifier, -1);
     if (error == 0)
         error = start_thread(relay, forwarder, -1);
@@ -742,11 +899,16 @@ int relay_start(struct relay *relay)
     return error;
 }
 
+static void kick(const struct thread *thread)
+{
+    pthread_kill(thread->id, kick_signal());
+}
+
 static void join(struct thread *thread)
 {
     const struct timespec pause = {.tv_nsec = KICK_NS};
     while (!atomic_load(&thread->has_ended)) {
-        pthread_kill(thread->id, kick_signal());
+        kick(thread);
         nanosleep(&pause, NULL);
     }
     pthread_join(thread->id, NULL);
@@ -765,6 +927,7 @@ void relay_stop(struct relay *relay)
     for (int i = relay->readers; i < relay->thread_count; i++)
         join(&relay->threads[i]);
     atomic_store(&relay->are_readers_stopping, true);
+    end_attention(relay);
     for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
         join(&relay->threads[i]);
     fail_pending(relay);
@@ -775,6 +938,7 @@ void relay_stop(struct relay *relay)
 
 void relay_free(struct relay *relay)
 {
+    free(relay->buffer);
     pending_free(&relay->pending);
     table_free(&relay->table);
     queue_free(&relay->notifications);
@@ -788,6 +952,11 @@ void relay_free(struct relay *relay)
 struct table *relay_table(struct relay *relay)
 {
     return &relay->table;
+}
+
+int relay_replies_fd(struct relay *relay)
+{
+    return relay->socket;
 }
 
 int relay_device(struct relay *relay)

@@ -54,7 +54,7 @@ struct relay_setup {
     int event_fd; /* borrowed: an eventfd, readable when there are events or the mount is gone */
     int threads;  /* readers, 1..RELAY_THREADS_MAX */
     /* Further descriptors of the connection, taken over; NULL: cloned from device. */
-    const int *clones; /* threads - 1 */
+    const int *clones; /* threads; the last is for relay_take() */
 };
 
 /* 0 or an errno; on failure nothing was taken over. *python_fd is the library's end, the caller's
@@ -63,6 +63,18 @@ int relay_new(const struct relay_setup *setup, struct relay **relay, int *python
 
 /* 0 or an errno. Once. */
 int relay_start(struct relay *relay);
+
+/* Waits until the library's end has a request to read, or for that long; true: it has. For the
+ * thread that calls relay_pump(). Where requests for it follow each other, it reads them from the
+ * kernel itself meanwhile, instead of being woken by a reader for each. */
+bool relay_take(struct relay *relay, int python_fd, int timeout_ms);
+
+/* Gives the kernel all replies that the library has written to its end. One thread at a time: the
+ * one that has just written them, which spares them the way through a thread of the relay. */
+void relay_pump(struct relay *relay);
+
+/* Readable when there is something to pump, borrowed; -1 after relay_stop(). */
+int relay_replies_fd(struct relay *relay);
 
 /* Stops and joins the threads: what is pending gets ENOTCONN. Closes the descriptors. */
 void relay_stop(struct relay *relay);

@@ -248,6 +248,12 @@ async def _watch(fs: Relayed) -> None:
     pyfuse3.terminate()
 
 
+async def _pump(fs: Relayed) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(fs.relay.replies_fd)
+        fs.relay.pump()
+
+
 def _obey(fs: Relayed, token: trio.lowlevel.TrioToken) -> None:
     def answer(line: str) -> str:
         try:
@@ -275,6 +281,7 @@ async def _serve(fs: Relayed) -> None:
     async with trio.open_nursery() as nursery:
         if fs.relay is not None:
             nursery.start_soon(_watch, fs)
+            nursery.start_soon(_pump, fs)
             fs.relay.start()
         nursery.start_soon(_announce, fs)
         await pyfuse3.main()
