@@ -11,6 +11,9 @@ ROOT_INODE = 1
 SECTOR_BYTES = 512
 """Unit of st_blocks, fixed by stat(2)."""
 
+CACHE_S = 86_400.0
+"""How long the kernel may keep names and attributes: nobody but the kernel changes them."""
+
 
 @dataclass(slots=True)
 class Inode:

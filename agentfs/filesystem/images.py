@@ -58,6 +58,20 @@ class Relay(Protocol):
     def detach(self, nodeid: int) -> bool: ...
     def opens(self, nodeid: int) -> int: ...
     def attr_changed(self, nodeid: int) -> None: ...
+    def put_attr(
+        self,
+        nodeid: int,
+        mode: int,
+        nlink: int,
+        uid: int,
+        gid: int,
+        size: int,
+        atime_ns: int,
+        mtime_ns: int,
+        ctime_ns: int,
+        valid_s: float,
+        /,
+    ) -> None: ...
     def set_ino(self, nodeid: int, ino: int) -> None: ...
 
 

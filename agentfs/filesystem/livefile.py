@@ -162,15 +162,18 @@ class InodeTable:
         opens: Callable[[int], int] = lambda nodeid: 0,
         changed: Callable[[int], None] = lambda nodeid: None,
         forgotten: Callable[[LiveFile], None] = lambda live: None,
+        directory_changed: Callable[[Inode], None] = lambda directory: None,
     ) -> None:
         """Ask and tell the relay; without arguments, no more.
 
         :param opens: how many programs have a nodeid open
         :param changed: attributes of a nodeid changed by another way than through it
         :param forgotten: the kernel has forgotten a file
+        :param directory_changed: entries did; the kernel will ask for its attributes
         """
         self._opens = opens
         self._changed = changed
+        self.directory_changed = directory_changed
         self._forgotten = forgotten
 
     def get(self, nodeid: int) -> Inode:
@@ -209,6 +212,8 @@ class InodeTable:
 
     def _reread(self) -> None:
         """A change was not recorded: let no inode in memory say that it was."""
+        for directory in self._directories:
+            self._changed(directory)
         self._directories.clear()
         for live in self._live.values():
             row = self._index.inodes.get(live.inode.id)

@@ -134,6 +134,7 @@ class Namespace:
         self._inodes.touch_directory(directory.id, now_ns, subdirectories)
         directory.mtime_ns = directory.ctime_ns = now_ns
         directory.nlink += subdirectories
+        self._table.directory_changed(directory)
 
     def link(self, inode_id: int, parent: int, name: bytes) -> Inode:
         """One more name for an inode."""

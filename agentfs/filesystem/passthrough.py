@@ -29,7 +29,7 @@ from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.staging import StagedFile, Staging, copy_range
 from agentfs.index import Index
-from agentfs.model import Inode
+from agentfs.model import CACHE_S, Inode
 
 
 class PassthroughFiles(Files):
@@ -47,7 +47,7 @@ class PassthroughFiles(Files):
         super().__init__(index, table, namespace, staging, contents)
         self._relay = relay
         self.images = Images(staging, contents, relay)
-        table.watch(relay.opens, self._changed, self._forgotten)
+        table.watch(relay.opens, self._changed, self._forgotten, self._directory_changed)
 
     # Opening
 
@@ -187,6 +187,21 @@ class PassthroughFiles(Files):
         file = self._table.live_at(nodeid)
         if file is not None:
             self._grant_anew(file)
+
+    def _directory_changed(self, directory: Inode) -> None:
+        """Let the relay answer what the kernel asks after each change in a directory."""
+        self._relay.put_attr(
+            directory.id,
+            directory.mode,
+            directory.nlink,
+            directory.uid,
+            directory.gid,
+            0,
+            directory.atime_ns,
+            directory.mtime_ns,
+            directory.ctime_ns,
+            CACHE_S,
+        )
 
     def _grant_anew(self, file: LiveFile) -> None:
         """Times have changed: the next read may have to be recorded, so it must reach us."""

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pyfuse3 import EntryAttributes
 
-from agentfs.model import SECTOR_BYTES, Inode
-
-CACHE_S = 86_400.0
-"""How long the kernel may keep names and attributes: nobody but the kernel changes them."""
+from agentfs.model import CACHE_S, SECTOR_BYTES, Inode
 
 _BLOCK_BYTES = 4096
 

@@ -13,6 +13,8 @@
 #include "device.h"
 #include "relay.h"
 
+#define NS_PER_S 1000000000
+
 struct relay_object {
     PyObject_HEAD struct relay *relay; /* guarded by the GIL; owned; NULL when closed */
     PyObject *mountpoint;              /* owned; bytes */
@@ -294,33 +296,41 @@ static PyObject *relay_attr_changed_method(PyObject *object, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-static PyObject *relay_put_attr_method(PyObject *object, PyObject *args, PyObject *keywords)
+static void set_time(long long ns, uint64_t *s, uint32_t *rest_ns)
 {
-    static char *names[] = {"nodeid", "attr", "valid_s", NULL};
+    long long floor = ns / NS_PER_S - (ns % NS_PER_S < 0);
+    *s = (uint64_t)floor;
+    *rest_ns = (uint32_t)(ns - floor * NS_PER_S);
+}
+
+static PyObject *relay_put_attr_method(PyObject *object, PyObject *args)
+{
     struct relay *relay = relay_of((struct relay_object *)object);
-    struct fuse_attr_out out = {0};
-    PyObject *number;
-    Py_buffer attr;
-    uint64_t nodeid;
+    struct fuse_attr_out out = {.attr = {.blksize = 4096}};
+    struct fuse_attr *attr = &out.attr;
+    unsigned long long nodeid;
+    unsigned long long size;
+    long long times_ns[3];
     double valid_s;
 
-    if (relay == NULL || !PyArg_ParseTupleAndKeywords(args, keywords, "Oy*d:put_attr", names,
-                                                      &number, &attr, &valid_s))
+    if (relay == NULL || !PyArg_ParseTuple(args, "KIIIIKLLLd:put_attr", &nodeid, &attr->mode,
+                                           &attr->nlink, &attr->uid, &attr->gid, &size,
+                                           &times_ns[0], &times_ns[1], &times_ns[2], &valid_s))
         return NULL;
-    bool is_whole = attr.len == sizeof out.attr;
-    if (is_whole)
-        memcpy(&out.attr, attr.buf, sizeof out.attr);
-    PyBuffer_Release(&attr);
-    if (!take_nodeid(number, &nodeid))
-        return NULL;
-    if (!is_whole || nodeid == 0 || !(valid_s >= 0)) {
-        PyErr_SetString(PyExc_ValueError, "attr: 88 bytes; nodeid: not 0; valid_s: not negative");
+    if (nodeid == 0 || !(valid_s >= 0)) {
+        PyErr_SetString(PyExc_ValueError, "nodeid: not 0; valid_s: not negative");
         return NULL;
     }
+    attr->ino = nodeid;
+    attr->size = size;
+    attr->blocks = size / 512 + (size % 512 != 0);
+    set_time(times_ns[0], &attr->atime, &attr->atimensec);
+    set_time(times_ns[1], &attr->mtime, &attr->mtimensec);
+    set_time(times_ns[2], &attr->ctime, &attr->ctimensec);
     if (valid_s > UINT32_MAX)
         valid_s = UINT32_MAX;
     out.attr_valid = (uint64_t)valid_s;
-    out.attr_valid_nsec = (uint32_t)((valid_s - (double)out.attr_valid) * 1e9);
+    out.attr_valid_nsec = (uint32_t)((valid_s - (double)out.attr_valid) * NS_PER_S);
     if (!table_put_attr(relay_table(relay), nodeid, &out))
         return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -563,12 +573,13 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     put_attr_doc,
-    "put_attr($self, nodeid, attr, valid_s)\n--\n\n"
+    "put_attr($self, nodeid, mode, nlink, uid, gid, size, atime_ns, mtime_ns, ctime_ns, valid_s, "
+    "/)\n--\n\n"
     "Answer GETATTR of *nodeid*, attached or not, from this until it changes.\n\n"
     "Within the handler of a change: it is the newer. Which requests end it is in\n"
     "docs/RELAY.md; for what they do not say call attr_changed(). 4096 nodeids that are not\n"
     "attached are remembered.\n\n"
-    ":param attr: struct fuse_attr, 88 bytes\n"
+    ":param size: bytes, without holes\n"
     ":param valid_s: how long the kernel need not ask again");
 
 PyDoc_STRVAR(set_ino_doc, "set_ino($self, nodeid, ino)\n--\n\n"
@@ -609,7 +620,7 @@ static PyMethodDef relay_methods[] = {
     {"detach", relay_detach_method, METH_O, detach_doc},
     {"opens", relay_opens_method, METH_O, opens_doc},
     {"attr_changed", relay_attr_changed_method, METH_O, attr_changed_doc},
-    {"put_attr", KEYWORDS(relay_put_attr_method), put_attr_doc},
+    {"put_attr", relay_put_attr_method, METH_VARARGS, put_attr_doc},
     {"set_ino", KEYWORDS(relay_set_ino_method), set_ino_doc},
     {"forget_ino", relay_forget_ino_method, METH_O, forget_ino_doc},
     {"drain", relay_drain_method, METH_NOARGS, drain_doc},

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import stat
-import struct
 import sys
 import threading
 import time
@@ -101,12 +100,8 @@ class Relayed(pyfuse3.Operations):
     def put_attr(self, nodeid: int, size: int, valid_s: float) -> None:
         """Attributes of that inode, told by their size."""
         node = self.nodes[nodeid]
-        times = divmod(node.times_ns, 10**9)
-        attr = struct.pack(
-            "=6Q10I", nodeid, size, 0, *[times[0]] * 3, *[times[1]] * 3, node.mode, node.names,
-            0, 0, 0, 4096, 0,
-        )  # fmt: skip
-        self.relay.put_attr(nodeid, attr, valid_s)
+        times_ns = [node.times_ns] * 3
+        self.relay.put_attr(nodeid, node.mode, node.names, 0, 0, size, *times_ns, valid_s)
 
     def _attach(self, node: Node) -> None:
         if self.relay is not None:
