@@ -24,8 +24,7 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 MODES = ("auto", "relay", "plain")
-DEFAULT_MODE = "plain"
-"""Until relay mode makes and opens small files as fast as plain mode does."""
+DEFAULT_MODE = "auto"
 
 DEFAULT_MOUNTPOINT = Path("/agentmem")
 
@@ -161,7 +160,7 @@ def load_profile(name: str) -> Profile:
         raise ProfileInvalid(f"profile {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileInvalid(f"profile {path} is not TOML: {error}") from error
-    return parse_profile(path.stem, tables, origin=str(path))
+    return parse_profile(path.stem, tables, origin=f"profile {path}")
 
 
 def parse_profile(name: str, tables: Mapping[str, Any], *, origin: str) -> Profile:
@@ -170,7 +169,7 @@ def parse_profile(name: str, tables: Mapping[str, Any], *, origin: str) -> Profi
         if section not in _SECTIONS:
             raise _unknown_key(section, origin)
         if not isinstance(table, dict):
-            raise ProfileInvalid(f"profile {origin}: {section} must be a table: [{section}]")
+            raise ProfileInvalid(f"{origin}: {section} must be a table: [{section}]")
         for key in table:
             if f"{section}.{key}" not in _KNOWN_KEYS:
                 raise _unknown_key(f"{section}.{key}", origin)
@@ -184,10 +183,18 @@ def parse_profile(name: str, tables: Mapping[str, Any], *, origin: str) -> Profi
     }
     profile = Profile(name, Seal(**values["seal"]), Store(**values["store"]), Hot(**values["hot"]))
     if profile.store.segment_bytes < profile.store.block_bytes:
-        raise ProfileInvalid(
-            f"profile {origin}: store.segment_bytes must be at least store.block_bytes"
-        )
+        raise ProfileInvalid(f"{origin}: store.segment_bytes must be at least store.block_bytes")
     return profile
+
+
+def with_hot_bytes(profile: Profile, text: str) -> Profile:
+    """The profile with another budget, as `--hot-bytes` gives it.
+
+    :raises ProfileInvalid: it is not a size, or out of bounds
+    """
+    (key,) = dataclasses.fields(Hot)
+    value = int(text) if text.isdecimal() else text
+    return dataclasses.replace(profile, hot=Hot(_value(value, "hot.bytes", key, "--hot-bytes")))
 
 
 def parse_size(text: str) -> int:
@@ -206,13 +213,11 @@ def _value(given: object, name: str, key: dataclasses.Field[Any], origin: str) -
         try:
             value = parse_size(given)
         except ValueError as error:
-            raise ProfileInvalid(f"profile {origin}: {name}: {error}") from error
+            raise ProfileInvalid(f"{origin}: {name}: {error}") from error
     fits = type(value) is int or (type(value) is float and not whole)  # and so no bool
     if not fits or not low <= value <= high:  # a NaN is within no bounds
         kind = "a whole number" if whole else "a number"
-        raise ProfileInvalid(
-            f"profile {origin}: {name} is {given!r}, must be {kind} from {low} to {high}"
-        )
+        raise ProfileInvalid(f"{origin}: {name} is {given!r}, must be {kind} from {low} to {high}")
     return value if whole else float(value)
 
 
@@ -221,4 +226,4 @@ def _unknown_key(name: str, origin: str) -> ProfileInvalid:
     # A key under the wrong section, or under none, is nearest to its full name.
     same = [key for key in _KNOWN_KEYS if key.split(".")[-1] == name.split(".")[-1]]
     nearest = (same or difflib.get_close_matches(name, known, n=1, cutoff=0.0))[0]
-    return ProfileInvalid(f"profile {origin}: unknown key {name}; the nearest is {nearest}")
+    return ProfileInvalid(f"{origin}: unknown key {name}; the nearest is {nearest}")

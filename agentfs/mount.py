@@ -125,7 +125,7 @@ class _Mount:
                 await nursery.start(functools.partial(server.serve, self._config.store, handlers))
                 _tune_interpreter()
                 nursery.start_soon(self._session.watch, self._volume.files)
-                ready({"mode": mode})
+                ready({"mode": mode, "mode_reason": self._session.reason})
                 log.info(
                     "%s is mounted (%s mode: %s)",
                     self._config.mountpoint,

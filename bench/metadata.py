@@ -30,9 +30,9 @@ RATIOS = [
     ("agentfs", "bare"),
     ("agentfs", "bare-polling"),
     ("agentfs", "s3ql"),
-    ("agentfs-relay", "bare"),
-    ("agentfs-relay", "bare-polling"),
-    ("agentfs-relay", "s3ql"),
+    ("agentfs-plain", "bare"),
+    ("agentfs-plain", "bare-polling"),
+    ("agentfs-plain", "s3ql"),
     ("s3ql", "bare"),
 ]
 

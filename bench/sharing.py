@@ -6,7 +6,7 @@ set size of the mappings (PSS), MemAvailable, page tables. Plain mode keeps a co
 pages for every file, so measure few files there.
 
     python -m bench.sharing --json sharing.json
-    python -m bench.sharing --targets agentfs,agentfs-relay --files 20 --processes 10
+    python -m bench.sharing --targets agentfs,agentfs-plain --files 20 --processes 10
 """
 
 import argparse
@@ -40,7 +40,7 @@ PAGE = mmap.PAGESIZE
 def arguments() -> argparse.ArgumentParser:
     """Beside what every benchmark has: how many files of which size, and how many processes."""
     made = parser("sharing", __doc__)
-    add_targets(made, "agentfs-relay")
+    add_targets(made, "agentfs")
     made.add_argument("--files", type=int, default=1000, help="default: %(default)s")
     made.add_argument("--bytes", type=int, default=50_000_000, help="of each (%(default)s)")
     made.add_argument("--processes", type=int, default=100, help="default: %(default)s")

@@ -351,11 +351,11 @@ class Agentfs(Target):
         return int(self.stats()["pid"])
 
 
-class AgentfsRelay(Agentfs):
-    """agentfs where the kernel reads and writes files on a tmpfs itself."""
+class AgentfsPlain(Agentfs):
+    """agentfs where the daemon serves reads and writes, as it does without rights."""
 
-    name = "agentfs-relay"
-    mount_options = ("--mode", "relay")
+    name = "agentfs-plain"
+    mount_options = ("--mode", "plain")
 
 
 class S3ql(Target):
@@ -442,7 +442,7 @@ class S3ql(Target):
 
 
 ALL: dict[str, type[Target]] = {
-    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BarePolling, Agentfs, AgentfsRelay, S3ql)
+    kind.name: kind for kind in (Tmpfs, Ext4, Btrfs, Bare, BarePolling, Agentfs, AgentfsPlain, S3ql)
 }
 
 

@@ -71,9 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--mode",
         choices=MODES,
         default=DEFAULT_MODE,
-        help="plain: the daemon serves reads and writes (default); relay: the kernel does so "
-        "itself on tmpfs, and equal content is one copy in memory (root, Linux 6.9); auto: "
-        "relay where possible",
+        help="relay: the kernel reads and writes on tmpfs itself, and equal content is one copy in "
+        "memory (root, Linux 6.9); plain: the daemon serves reads and writes; auto: relay where "
+        "possible (default)",
+    )
+    mount.add_argument(
+        "--hot-bytes",
+        metavar="SIZE",
+        help="what may lie on tmpfs at once, such as 4GiB (default: as the profile says, "
+        "a quarter of RAM)",
     )
     mount.add_argument(
         "--foreground", action="store_true", help="stay in the foreground and log to stderr"

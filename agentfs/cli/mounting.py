@@ -16,7 +16,13 @@ from typing import Any
 
 from agentfs.cli import checks, daemonise, output
 from agentfs.cli.mounts import Target, absolute, find_target, mount_at, mounts_of
-from agentfs.config import DEFAULT_MOUNTPOINT, MountConfig, default_store, load_profile
+from agentfs.config import (
+    DEFAULT_MOUNTPOINT,
+    MountConfig,
+    default_store,
+    load_profile,
+    with_hot_bytes,
+)
 from agentfs.control import client, lock
 from agentfs.errors import (
     DaemonSilent,
@@ -35,10 +41,13 @@ def mount_command(arguments: argparse.Namespace) -> int:
     """Mount as the arguments say and report where."""
     given = arguments.mountpoint
     store = arguments.store or default_store()
+    profile = load_profile(arguments.profile)
+    if arguments.hot_bytes is not None:
+        profile = with_hot_bytes(profile, arguments.hot_bytes)
     config = MountConfig(
         store=Path(os.path.realpath(store)),
         mountpoint=absolute(given or DEFAULT_MOUNTPOINT),
-        profile=load_profile(arguments.profile),
+        profile=profile,
         foreground=arguments.foreground,
         mode=arguments.mode,
         allow_other=os.geteuid() == 0,
@@ -196,6 +205,7 @@ def _unmake_store(store: Path, made: list[Path]) -> None:
 
 def _announce(config: MountConfig, pid: int, info: dict[str, Any], as_json: bool) -> None:
     mode = info.get("mode", "plain")
+    why = f": {info['mode_reason']}" if "mode_reason" in info else ""
     value = {
         "mountpoint": str(config.mountpoint),
         "store": str(config.store),
@@ -206,7 +216,8 @@ def _announce(config: MountConfig, pid: int, info: dict[str, Any], as_json: bool
     output.answer(
         as_json,
         value,
-        f"agentfs: {config.mountpoint} is mounted ({mode} mode), store {config.store}, pid {pid}",
+        f"agentfs: {config.mountpoint} is mounted ({mode} mode{why}), "
+        f"store {config.store}, pid {pid}",
     )
     sys.stdout.flush()
 

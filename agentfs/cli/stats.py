@@ -91,11 +91,14 @@ def _bytes_table(figures: dict[str, Any]) -> Table:
     ):
         data, index = output.size(figures["segment_bytes"]), output.size(figures["index_bytes"])
         on_disk = f"on disk: {data} data, {index} index"
+    hot = "uncompressed on tmpfs"
+    if figures.get("resident_budget_bytes"):
+        hot += f", of {output.size(figures['resident_budget_bytes'])}"
     rows = (
         ("logical", "logical_bytes", "what programs see"),
         ("unique", "unique_bytes", "after dedup"),
         ("stored", "stored_bytes", on_disk),
-        ("hot", "resident_bytes", "uncompressed on tmpfs"),
+        ("hot", "resident_bytes", hot),
     )
     most = max(*(int(figures.get(key) or 0) for _, key, _ in rows), 1)
     table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
@@ -131,7 +134,7 @@ def _details(figures: dict[str, Any]) -> list[str]:
     lines = [f"  store    {figures['store']} ({counts})" if counts else f"  {figures['store']}"]
     if figures["pid"] is None:
         return [*lines, "  daemon   none: the store is not mounted"]
-    daemon = f"  daemon   pid {figures['pid']}, {figures['mode']} mode"
+    daemon = f"  daemon   pid {figures['pid']}, {figures['mode']} mode ({figures['mode_reason']})"
     if figures["uptime_s"] is not None:
         daemon += f", up {output.duration(figures['uptime_s'])}"
     if figures["rss_bytes"] is not None:

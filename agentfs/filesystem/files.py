@@ -85,7 +85,7 @@ class Files:
         """Make an inode just made ready to be opened."""
 
     async def tidy(self) -> None:
-        """What can be done now and then."""
+        """Called now and then: what can wait until then."""
 
     def closed(self, nodeid: int) -> None:
         """The relay says that nobody has an inode open any more."""

@@ -65,6 +65,8 @@ class PassthroughFiles(Files):
                 await self._attach_first(file, writes=writes, truncates=bool(flags & os.O_TRUNC))
             elif writes and file.image is not None:
                 self._make_writable(file, file.image)
+            elif writes and file.is_passed_through and file.staged is not None:
+                self._attach_staged(file, file.staged, writes=True)
 
     async def _attach_first(self, file: LiveFile, *, writes: bool, truncates: bool) -> None:
         if file.image is not None and not writes:
@@ -96,7 +98,8 @@ class PassthroughFiles(Files):
         self._attach_staged(file, staged, writes=True)
 
     def _attach_staged(self, file: LiveFile, staged: StagedFile, *, writes: bool) -> None:
-        fd = staged.descriptor()
+        """A descriptor is kept, by the relay, only while somebody writes."""
+        fd = staged.descriptor() if writes or file.backing is None else -1
         if file.backing is None:
             file.backing = self._relay.register(fd)
         file.is_passed_through = True
@@ -104,10 +107,11 @@ class PassthroughFiles(Files):
             file.nodeid,
             file.backing,
             fd,
-            writable=True,
+            writable=writes,
             fresh_until_ns=0 if writes else _fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.any,
         )
+        staged.close()
 
     def _attach_image(self, file: LiveFile, image: Image) -> None:
         self.images.use(image, file)
@@ -171,11 +175,18 @@ class PassthroughFiles(Files):
                 self._staging.count(file.staged, allocated_bytes(file.inode))
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
+        if handle.is_writer and not file.writers and file.is_passed_through and file.staged:
+            self._attach_staged(file, file.staged, writes=False)
         if not file.handles:
             self.unstage_if_sealed(file)
             self._table.released(file)
 
     async def tidy(self) -> None:
+        for file in list(self._table.files()):
+            if file.writers and file.is_passed_through and file.staged is not None:
+                file.refresh()
+                self._staging.count(file.staged, allocated_bytes(file.inode))
+        self.images.make_room(0)
         await self.images.collapse()
 
     def attributes_set(self, file: LiveFile) -> None:

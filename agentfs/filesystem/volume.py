@@ -205,6 +205,7 @@ class Volume:
             "staged_files": len(staged),
             "staged_bytes": sum(file.inode.size for file in staged),
             "resident_bytes": self.staging.used_bytes,
+            "resident_budget_bytes": self.staging.budget_bytes,
             "cache_hits": cache["cache_hits"],
             "cache_misses": cache["cache_misses"],
         }

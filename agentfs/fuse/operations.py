@@ -207,7 +207,12 @@ class Operations(pyfuse3.Operations):
         inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         handle.file.name = (parent, name)
-        self._files.prepare_new(handle.file)
+        try:
+            self._files.prepare_new(handle.file)
+        except OSError:
+            self._files.release(handle)
+            self._names.unlink(parent, name)
+            raise
         return self._file_info(handle), self._new_entry(inode)
 
     def _file_info(self, handle: Handle) -> FileInfo:

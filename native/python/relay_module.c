@@ -15,6 +15,10 @@
 
 #define NS_PER_S 1000000000
 
+/* Backing files take descriptors from here on: however many programs write, the daemon can go on
+ * opening what it needs to seal them. */
+enum { RESERVED_FDS = 1024 };
+
 struct relay_object {
     PyObject_HEAD struct relay *relay; /* guarded by the GIL; owned; NULL when closed */
     PyObject *mountpoint;              /* owned; bytes */
@@ -225,9 +229,9 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
     backing.writable = writable;
     backing.capability_free = capability_free;
     backing.fresh_until_ns = fresh_until_ns;
-    backing.fd = writable ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : -1;
+    backing.fd = writable ? fcntl(fd, F_DUPFD_CLOEXEC, RESERVED_FDS) : -1;
     if (writable && backing.fd < 0)
-        return raise_errno(errno, NULL);
+        return raise_errno(errno == EMFILE ? ENFILE : errno, NULL);
     int error = table_attach(relay_table(relay), nodeid, &backing);
     if (error)
         return raise_errno(error, NULL);

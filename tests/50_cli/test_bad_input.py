@@ -137,6 +137,9 @@ def test_an_unknown_profile_and_an_unknown_key(
     profile.write_text("[seal]\nrest = 1\n")
     message = refused(code, "mount", mountpoint, "--store", store, "--profile", profile)
     assert "nearest is seal.rest_s" in message
+    for size in ("much", "-1", "65536 TiB"):
+        message = refused(code, "mount", mountpoint, "--store", store, f"--hot-bytes={size}")
+        assert message.startswith("agentfs: --hot-bytes: hot.bytes")
 
 
 @needs_root

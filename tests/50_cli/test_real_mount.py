@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -49,6 +51,43 @@ def test_the_mounted_directory_belongs_to_who_mounted_it(mounted: Any) -> None:
     status = os.stat(mounted.path)
     assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid())
     assert abs(status.st_mtime - time.time()) < 600
+
+
+def test_hot_bytes_overrides_the_profile(mounted: Any) -> None:
+    mounted.umount()
+    mounted.agentfs("mount", mounted.path, "--store", mounted.store, "--hot-bytes", "48MiB")
+    assert mounted.stats()["resident_budget_bytes"] == 48 << 20
+    assert "of 48.0 MiB" in mounted.agentfs("stats", mounted.path)
+
+
+def test_the_mode_is_told_with_its_reason(mounted: Any) -> None:
+    figures = mounted.stats()
+    assert f"{figures['mode']} mode ({figures['mode_reason']})" in mounted.agentfs(
+        "stats", mounted.path
+    )
+    assert f"({figures['mode']} mode: {figures['mode_reason']})" in mounted.log()
+
+
+def test_programs_that_write_many_files_leave_the_daemon_descriptors(mounted: Any) -> None:
+    resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE, (1100, 1100))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            for number in range(300):
+                held.append(os.open(mounted.path / f"held{number}", os.O_CREAT | os.O_WRONLY))
+                os.write(held[-1], LINE)
+        count = len(held)
+        assert count > 50
+        assert len(os.listdir(mounted.path)) == count, "a file that cannot be opened is not made"
+        mounted.agentfs("sync", mounted.path)
+    finally:
+        for fd in held:
+            os.close(fd)
+    for number in range(300, 600):
+        (mounted.path / f"held{number}").write_bytes(LINE)
+    mounted.remount()
+    assert all(path.read_bytes() == LINE for path in mounted.path.iterdir())
+    assert len(os.listdir(mounted.path)) == count + 300
 
 
 def test_mountinfo_says_which_store_it_is(mounted: Any) -> None:
