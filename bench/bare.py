@@ -316,7 +316,7 @@ def main() -> int:
     arguments = parser.parse_args()
     gc.disable()
     if arguments.polling:
-        loop.enable()
+        loop.enable(loop.poll_one())
     options = set(pyfuse3.default_options) | {"fsname=bare", "default_permissions"}
     pyfuse3.init(Bare(), arguments.mountpoint, options)
     try:

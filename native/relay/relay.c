@@ -42,6 +42,10 @@ enum { LINGER_NS = 50 * 1000 };
  * them itself; and how long one may then take it before a reader looks after the others. */
 enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 200 * 1000 };
 
+/* How long its thread looks for the next before it sleeps; after how many looks in vain it sleeps
+ * at once, and after how many sleeps it looks again. */
+enum { LOOK_NS = 30 * 1000, VAIN_LOOKS_MAX = 3, LOOK_AGAIN_AFTER = 64 };
+
 const char *const relay_counter_names[COUNTERS] = {
 #define RELAY_COUNTER(name) #name,
     RELAY_COUNTERS(RELAY_COUNTER)
@@ -67,6 +71,7 @@ struct attention {
     bool is_given;              /* guarded by lock; written by the thread in relay_take() only */
     _Atomic int64_t busy_since; /* monotonic ns; 0: in relay_take() */
     unsigned in_a_row;          /* of the thread in relay_take() */
+    unsigned vain_looks;        /* of the same */
 };
 
 struct init_message {
@@ -546,29 +551,39 @@ static void end_attention(struct relay *relay)
     attention->in_a_row = 0;
 }
 
+/* Looks for a moment before it sleeps, as long as that finds something: it cannot where the program
+ * that asks needs this processor. Never yields: others might keep it for milliseconds. */
+static int poll_soon(struct attention *attention, struct pollfd *sources, nfds_t count,
+                     int timeout_ms)
+{
+    int ready = poll(sources, count, 0);
+    if (ready != 0 || timeout_ms == 0)
+        return ready;
+    if (attention->vain_looks < VAIN_LOOKS_MAX) {
+        int64_t began_ns = monotonic_ns();
+        while (ready == 0 && monotonic_ns() - began_ns < LOOK_NS)
+            ready = poll(sources, count, 0);
+        attention->vain_looks = ready ? 0 : attention->vain_looks + 1;
+    } else if (++attention->vain_looks == LOOK_AGAIN_AFTER) {
+        attention->vain_looks = VAIN_LOOKS_MAX - 1;
+    }
+    return ready ? ready : poll(sources, count, timeout_ms);
+}
+
 /* Waits like poll(); what can be answered without Python is. */
 static bool wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
 {
     struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
                                {.fd = relay->devices[relay->readers], .events = POLLIN}};
-    int64_t began_ns = monotonic_ns();
-    int64_t waited_ns = 0;
     bool was_answered;
 
     while (!atomic_load(&relay->is_unmounted)) {
-        int patience_ms = waited_ns < LINGER_NS ? 0 : timeout_ms;
-        int ready = poll(sources, 2, timeout_ms ? patience_ms : 0);
+        int ready = poll_soon(&relay->attention, sources, 2, timeout_ms);
         if (ready > 0 && sources[0].revents)
             return true;
-        if (ready > 0 &&
-            read_request(relay, sources[1].fd, relay->buffer, &was_answered) == READING_ON) {
-            began_ns = monotonic_ns();
-        } else if (ready == 0 && (timeout_ms == 0 || patience_ms > 0)) {
+        if (ready == 0)
             return false;
-        } else {
-            sched_yield();
-        }
-        waited_ns = monotonic_ns() - began_ns;
+        read_request(relay, sources[1].fd, relay->buffer, &was_answered);
     }
     return false;
 }
