@@ -30,7 +30,7 @@ def needs_atime(inode: Inode, now_ns: int) -> bool:
     return atime <= inode.mtime_ns or atime <= inode.ctime_ns or now_ns - atime >= DAY_NS
 
 
-async def _turn(lock: trio.Lock) -> None:
+async def _turn(lock: trio.Semaphore) -> None:
     """Wait until whoever holds *lock* has let go."""
     async with lock:
         pass

@@ -68,8 +68,8 @@ class LiveFile:
         self.handles = 0
         self.writers = 0
         """Handles among them that are open for writing."""
-        self._lock: trio.Lock | None = None
-        self._opening: trio.Lock | None = None
+        self._lock: trio.Semaphore | None = None
+        self._opening: trio.Semaphore | None = None
         self.may_be_sparse = False
         """The staged copy may have holes."""
         self.version = 0
@@ -83,17 +83,21 @@ class LiveFile:
         """(parent, name) it was made under, when known: similar files are sealed together."""
 
     @property
-    def lock(self) -> trio.Lock:
-        """Held while the file changes between staged and sealed."""
+    def lock(self) -> trio.Semaphore:
+        """Held while the file changes between staged and sealed.
+
+        A semaphore: who seals a thousand files at once holds as many, and a trio.Lock
+        looks through all that its task holds when it is released.
+        """
         if self._lock is None:  # most files never need one, and a lock costs as much as a file
-            self._lock = trio.Lock()
+            self._lock = trio.Semaphore(1, max_value=1)
         return self._lock
 
     @property
-    def opening(self) -> trio.Lock:
+    def opening(self) -> trio.Semaphore:
         """Held while it is decided what an opening program reads and writes; before `lock`."""
         if self._opening is None:
-            self._opening = trio.Lock()
+            self._opening = trio.Semaphore(1, max_value=1)
         return self._opening
 
     @property

@@ -21,7 +21,7 @@ import errno
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -70,8 +70,16 @@ class _Packer:
     """Collects new chunks into blocks and compresses those side by side. One thread's own."""
 
     def __init__(
-        self, store: Store, room: Room, pool: ThreadPoolExecutor, level: int, block_bytes: int
+        self,
+        store: Store,
+        room: Room,
+        pool: ThreadPoolExecutor,
+        level: int,
+        block_bytes: int,
+        known: dict[bytes, int],
     ) -> None:
+        self.known = known
+        """Ids of chunks that are in the store; grows as they are found."""
         self._store = store
         self._room = room
         self._pool = pool
@@ -233,16 +241,22 @@ class Sealer:
             ]
             if snapshots:
                 async with self._gate.shared():
-                    blocks = await trio.to_thread.run_sync(self._store_snapshots, snapshots)
-                    await self._record(blocks, snapshots)
+                    generation = self._contents.generation
+                    ids: dict[bytes, int] = {}
+                    blocks = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
+                    await self._record_blocks(blocks, ids, generation)
+                    await self._record_files(snapshots, ids)
         finally:
             for file in held:
                 file.lock.release()
 
     # In a worker thread
 
-    def _store_snapshots(self, snapshots: list[_Snapshot]) -> list[NewBlock]:
-        packer = _Packer(self._store, self._room, self._pool, self._level, self._block_bytes)
+    def _store_snapshots(
+        self, snapshots: list[_Snapshot], ids: dict[bytes, int]
+    ) -> list[NewBlock]:
+        """Append what is new of the files; notes the *ids* of what is not."""
+        packer = _Packer(self._store, self._room, self._pool, self._level, self._block_bytes, ids)
         small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]] = []
         for snapshot in snapshots:
             try:
@@ -287,7 +301,7 @@ class Sealer:
         for snapshot, data, extents in small:
             snapshot.digest = _digest(data, extents)
         digests = {snapshot.digest for snapshot, _, _ in small}
-        known = trio.from_thread.run_sync(self._known_contents, digests)
+        known = trio.from_thread.run_sync(self._contents.find_all, digests)
         cut_already: dict[bytes, _Snapshot] = {}
         views: list[tuple[bytes, memoryview]] = []
         for snapshot, data, extents in small:
@@ -350,7 +364,7 @@ class Sealer:
         if not head:
             return False  # cut short meanwhile
         first, _ = next(_chunks(head, params_for_size(snapshot.size)))
-        if not trio.from_thread.run_sync(self._contents.find_chunks, (first,)):
+        if not trio.from_thread.run_sync(self._contents.find_chunks, {first}):
             return False
         hasher = ContentHasher(sparse=False)
         for position in range(0, snapshot.size, WINDOW_BYTES):
@@ -360,31 +374,36 @@ class Sealer:
                 return False
             hasher.data(data)
         digest = hasher.digest()
-        if not trio.from_thread.run_sync(self._known_contents, (digest,)):
+        if not trio.from_thread.run_sync(self._contents.find_all, {digest}):
             return False
         snapshot.digest = digest
         return True
 
     def _pack_unknown(self, chunks: list[tuple[bytes, memoryview]], packer: _Packer) -> None:
-        digests = {digest for digest, _ in chunks}
-        known = trio.from_thread.run_sync(self._contents.find_chunks, digests)
+        known = packer.known
+        digests = {digest for digest, _ in chunks if digest not in known}
+        known.update(trio.from_thread.run_sync(self._contents.find_chunks, digests))
         for digest, chunk in chunks:
             if digest not in known:
                 packer.add(digest, chunk)
         packer.flush()
 
-    def _known_contents(self, digests: Iterable[bytes]) -> set[bytes]:
-        return {digest for digest in digests if self._contents.find(digest) is not None}
-
     # On the event loop's thread
 
-    async def _record(self, blocks: list[NewBlock], snapshots: list[_Snapshot]) -> None:
-        ids: dict[bytes, int] = {}
+    async def _record_blocks(
+        self, blocks: list[NewBlock], ids: dict[bytes, int], generation: int
+    ) -> None:
+        """:param generation: of the contents, when the blocks' chunks were unknown"""
         for block in blocks:
+            is_alone = generation == self._contents.generation  # no other seal came between
             with self._index.transaction:
-                chunk_ids = self._contents.add_block(block)
+                chunk_ids = self._contents.add_block(block, are_new=is_alone)
+            if is_alone:
+                generation = self._contents.generation
             ids.update(zip((digest for digest, _ in block.chunks), chunk_ids, strict=True))
             await trio.lowlevel.checkpoint()
+
+    async def _record_files(self, snapshots: list[_Snapshot], ids: dict[bytes, int]) -> None:
         for start in range(0, len(snapshots), _COMMIT_FILES):
             group = snapshots[start : start + _COMMIT_FILES]
             with self._index.transaction:
@@ -402,11 +421,8 @@ class Sealer:
     def _record_file(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> int | None:
         inode = snapshot.file.inode
         content = self._content(snapshot, ids) if snapshot.size else None
-        holes = snapshot.holes or None
-        self._contents.reference(content)
         self._contents.release(inode.content)
-        self._index.inodes.set_content(inode.id, content, snapshot.size, holes)
-        self._index.inodes.update_attributes(inode)
+        self._index.inodes.set_sealed(inode, content, snapshot.size, snapshot.holes or None)
         return content
 
     @staticmethod
@@ -419,8 +435,10 @@ class Sealer:
         file.dirty_since = file.changed_at
 
     def _content(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> int:
+        """The content's id, with one reference more."""
         content = self._contents.find(snapshot.digest)
         if content is not None:
+            self._contents.reference(content)
             return content
         parts: list[tuple[int | None, int]] = []
         for digest, length in snapshot.parts:

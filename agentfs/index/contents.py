@@ -6,13 +6,26 @@ content.refs with inode rows, chunk.refs with recipes, block.live with chunk row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from agentfs.index.connection import IndexConnection
 from agentfs.model import Location, NewBlock
 
 FIRST_CHUNK_ID = 2
 """0 and 1 mean holes in a recipe."""
+
+_LOOKED_UP = 64
+"""Digests in one query: what a query costs beside its look-ups is then little."""
+
+_PREFIXES = ", ".join("?" * _LOOKED_UP)
+
+
+def _prefixes(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """First 8 bytes of each, in lists of _LOOKED_UP; the last is filled up by repeating one."""
+    prefixes = [digest[:8] for digest in digests]
+    for start in range(0, len(prefixes), _LOOKED_UP):
+        group = prefixes[start : start + _LOOKED_UP]
+        yield group + group[:1] * (_LOOKED_UP - len(group))
 
 
 class Contents:
@@ -32,6 +45,12 @@ class Contents:
         ).fetchone()
         return row[0] if row is not None else None
 
+    def find_all(self, digests: set[bytes]) -> set[bytes]:
+        """Those that are contents."""
+        query = f"SELECT digest FROM content WHERE substr(digest, 1, 8) IN ({_PREFIXES})"
+        rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
+        return {digest for (digest,) in rows if digest in digests}
+
     def get(self, content: int) -> tuple[bytes, int, bytes]:
         """(digest, size in bytes, recipe).
 
@@ -45,9 +64,9 @@ class Contents:
         return row[0], row[1], row[2]
 
     def add(self, digest: bytes, size: int, recipe: bytes, chunks: Iterable[int]) -> int:
-        """A new content without references yet; counts one for each of *chunks*."""
+        """A new content with one reference, its first inode's; counts one for each of *chunks*."""
         cursor = self._execute(
-            "INSERT INTO content VALUES (NULL, ?, ?, ?, 0)", (digest, size, recipe)
+            "INSERT INTO content VALUES (NULL, ?, ?, ?, 1)", (digest, size, recipe)
         )
         self._executemany(
             "UPDATE chunk SET refs = refs + 1 WHERE id = ?", ((chunk,) for chunk in chunks)
@@ -70,10 +89,16 @@ class Contents:
         ).fetchone()
         return row[0] if row is not None else None
 
-    def find_chunks(self, digests: Iterable[bytes]) -> dict[bytes, int]:
+    def find_chunks(self, digests: set[bytes]) -> dict[bytes, int]:
         """The ids of those that are known."""
-        found = ((digest, self.find_chunk(digest)) for digest in digests)
-        return {digest: chunk for digest, chunk in found if chunk is not None}
+        query = f"SELECT digest, id FROM chunk WHERE substr(digest, 1, 8) IN ({_PREFIXES})"
+        rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
+        return {digest: chunk for digest, chunk in rows if digest in digests}
+
+    @property
+    def generation(self) -> int:
+        """Grows with each chunk recorded."""
+        return self._last_chunk
 
     def locate(self, chunks: Iterable[int]) -> list[Location]:
         """Where each chunk lies, in the order given.
@@ -93,11 +118,13 @@ class Contents:
             locations.append(Location(*row))
         return locations
 
-    def add_block(self, block: NewBlock) -> list[int]:
+    def add_block(self, block: NewBlock, *, are_new: bool) -> list[int]:
         """Record an appended block with its chunks, as yet without references; their ids.
 
         A chunk that another seal has stored meanwhile keeps its first place, and
         its copy in this block is garbage from the start.
+
+        :param are_new: none of its chunks can have been recorded since they were looked up
         """
         raw = sum(length for _, length in block.chunks)
         cursor = self._execute(
@@ -107,7 +134,7 @@ class Contents:
         block_id = cursor.lastrowid
         ids, rows, start = [], [], 0
         for digest, length in block.chunks:
-            chunk = self.find_chunk(digest)
+            chunk = None if are_new else self.find_chunk(digest)
             if chunk is None:
                 self._last_chunk += 1
                 chunk = self._last_chunk

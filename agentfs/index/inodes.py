@@ -66,6 +66,25 @@ class Inodes:
             ),
         )
 
+    def set_sealed(self, inode: Inode, content: int | None, size: int, holes: int | None) -> None:
+        """Name the sealed content, and write owner, mode and times; as `set_content`."""
+        self._execute(
+            "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime = ?, mtime = ?, ctime = ?,"
+            " content = ?, size = ?, holes = ? WHERE id = ?",
+            (
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.atime_ns,
+                inode.mtime_ns,
+                inode.ctime_ns,
+                content,
+                size,
+                holes,
+                inode.id,
+            ),
+        )
+
     def set_atime(self, inode_id: int, atime_ns: int) -> None:
         self._execute("UPDATE inode SET atime = ? WHERE id = ?", (atime_ns, inode_id))
 

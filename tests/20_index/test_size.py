@@ -43,7 +43,8 @@ def add_chunks(index: Index, count: int) -> list[int]:
                 for number in range(start, min(start + 256, count))
             ]
             place = 64 + (start // 256) * 150_000
-            ids += index.contents.add_block(NewBlock(1 + start // 80_000, place, 150_000, chunks))
+            block = NewBlock(1 + start // 80_000, place, 150_000, chunks)
+            ids += index.contents.add_block(block, are_new=False)
     return ids
 
 
@@ -61,7 +62,6 @@ def add_files(index: Index, chunks: list[int]) -> None:
             content = index.contents.add(
                 digest(COUNT + number), size, encode([(chunk, size)]), [chunk]
             )
-            index.contents.reference(content)
             inode = an_inode(index.inodes.allocate(), stat.S_IFREG | 0o644, rng)
             index.inodes.insert(inode)
             index.inodes.set_content(inode.id, content, size, None)
