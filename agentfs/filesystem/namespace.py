@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.index import Index
@@ -30,6 +30,9 @@ NAME_BYTES_MAX: Final = 255
 
 _SUPPORTED_XATTRS = (b"user.", b"security.", b"trusted.")
 _CAPABILITY = b"security.capability"
+
+Row: TypeAlias = tuple[Any, ...]
+"""An entry of a directory: the columns of its inode, then its name."""
 
 
 class Caller(NamedTuple):
@@ -313,11 +316,18 @@ class Namespace:
         """(parent, name) of all names of an inode that has several; else none."""
         return self._dentries.names_of(inode.id) if inode.nlink > 1 else []
 
-    def entries_after(self, parent: int, name: bytes, limit: int) -> list[tuple[bytes, Inode]]:
-        """Up to *limit* entries of a directory that sort after *name*."""
-        current_of = self._table.current_of
-        rows = self._dentries.after(parent, name, limit)
-        return [(row[-1], current_of(row[:-1])) for row in rows]
+    def rows_after(self, parent: int, name: bytes, limit: int) -> list[Row]:
+        """Up to *limit* entries of a directory that sort after *name*; see `inode_of`."""
+        return self._dentries.after(parent, name, limit)
+
+    def inode_of(self, row: Row) -> Inode:
+        """The inode of an entry as it is now, if no row has changed since."""
+        return self._table.current_of(row[:-1])
+
+    @property
+    def changes(self) -> int:
+        """Grows whenever a row changes."""
+        return self._index.changes
 
     # Attributes
 
@@ -395,32 +405,44 @@ class DirectoryStream:
     good while names come and go; reading from position 0 starts afresh.
     """
 
-    __slots__ = ("_inode_id", "_names", "_namespace")
+    __slots__ = ("_ahead", "_ahead_at", "_inode_id", "_names", "_namespace")
 
-    _BATCH = 64
-    """A reply of one page holds about 24 entries with attributes."""
+    _BATCH = 128
+    """Read at once; a reply of one page takes about 24, the rest waits for the next."""
 
     def __init__(self, namespace: Namespace, inode_id: int) -> None:
         self._namespace = namespace
         self._inode_id = inode_id
         self._names: list[bytes] = [b".", b".."]
+        self._ahead: list[Row] = []
+        """Entries read but not taken yet, last first; good while no row changes."""
+        self._ahead_at = 0
 
     def entries(self, position: int) -> Iterator[tuple[int, bytes, Inode]]:
         """(position after it, name, inode) of each entry from *position* on.
 
         An entry counts as taken when the next one is asked for.
         """
-        names = self._names
+        names, namespace = self._names, self._namespace
         if position == 0:
             del names[2:]
+        if position < len(names) or namespace.changes != self._ahead_at:
+            self._ahead = []
         while position < len(names):
             name = names[position]
             position += 1
-            inode = self._namespace.lookup(self._inode_id, name)
+            inode = namespace.lookup(self._inode_id, name)
             if inode is not None:
                 yield position, name, inode
-        last = names[-1] if len(names) > 2 else b""
-        while batch := self._namespace.entries_after(self._inode_id, last, self._BATCH):
-            for last, inode in batch:
-                yield len(names) + 1, last, inode
-                names.append(last)
+        ahead = self._ahead
+        while True:
+            if not ahead:
+                last = names[-1] if len(names) > 2 else b""
+                self._ahead_at = namespace.changes
+                ahead = self._ahead = namespace.rows_after(self._inode_id, last, self._BATCH)
+                ahead.reverse()
+                if not ahead:
+                    return
+            row = ahead[-1]
+            yield len(names) + 1, row[-1], namespace.inode_of(row)
+            names.append(ahead.pop()[-1])
