@@ -80,7 +80,7 @@ class Hot:
         """The budget with 0 resolved against this machine's RAM."""
         if self.bytes:
             return self.bytes
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        return ram_bytes() // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,11 @@ _SECTIONS: dict[str, type[Seal] | type[Store] | type[Hot]] = {
 _KNOWN_KEYS = [
     f"{section}.{key.name}" for section, of in _SECTIONS.items() for key in dataclasses.fields(of)
 ]
+
+
+def ram_bytes() -> int:
+    """What this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def default_store() -> Path:

@@ -138,7 +138,7 @@ class Images:
                 continue
             if recipe.size < _SCANNED_BYTES and not self._was_opened(digest):
                 return None
-            if recipe.size > _LARGEST_SHARE * self._staging.budget_bytes:
+            if self._is_too_large(recipe.size):
                 return None
             if not self._staging.fits(recipe.size):
                 return None
@@ -149,6 +149,9 @@ class Images:
                 del self._made[digest]
                 made.set()
         return self._images[digest]
+
+    def _is_too_large(self, size: int) -> bool:
+        return size > _LARGEST_SHARE * self._staging.budget_bytes
 
     def _was_opened(self, digest: bytes) -> bool:
         if digest in self._opened:
@@ -189,9 +192,14 @@ class Images:
         return self._images.get(self._reader.recipe(content).digest)
 
     def adopt(self, content: int, staged: StagedFile, backing: int, size: int) -> Image | None:
-        """Make a sealed file's staged copy the image of its content; None: there is one already."""
+        """Make a sealed file's staged copy the image of its content.
+
+        None: there is one already, or there is to be none.
+        """
         digest = self._reader.recipe(content).digest
         if digest in self._images or digest in self._made or staged.on_disk:
+            return None
+        if self._is_too_large(size):
             return None
         path = f"{self._directory}/{digest.hex()}"
         os.rename(staged.path, path)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import trio
 
+from agentfs.config import ram_bytes
 from agentfs.errors import StoreUnusable
 from agentfs.filesystem.room import Room
 from agentfs.model import SECTOR_BYTES
@@ -61,16 +62,16 @@ def open_private_directory(path: Path) -> Path:
 def mount_tmpfs(path: Path, budget_bytes: int) -> Path:
     """A tmpfs at *path* that only we can enter; one that an earlier daemon left is taken over.
 
-    Its size is twice the budget: what goes beyond the budget is on its way out, but a
-    program that writes through the kernel must not find it full. Huge pages make mapping
-    50 MB a thousand times cost 1 MB of page tables instead of 20.
+    Its size is more than the budget: what goes beyond that is on its way out, but a program
+    that writes one large file through the kernel must not find it full. Huge pages make
+    mapping 50 MB a thousand times cost 1 MB of page tables instead of 20.
 
     :raises StoreUnusable: it cannot be mounted
     """
     open_private_directory(path)
+    options = f"size={max(2 * budget_bytes, ram_bytes() // 2)},mode=0700,nosuid,nodev,noexec"
     if os.path.ismount(path):
-        return path
-    options = f"size={2 * budget_bytes},mode=0700,nosuid,nodev,noexec"
+        options = f"remount,{options}"
     for attempt in (f"{options},huge=within_size", options):
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", attempt, "agentfs", str(path)],

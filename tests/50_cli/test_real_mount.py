@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import resource
 import signal
 import sqlite3
@@ -58,6 +59,22 @@ def test_hot_bytes_overrides_the_profile(mounted: Any) -> None:
     mounted.agentfs("mount", mounted.path, "--store", mounted.store, "--hot-bytes", "48MiB")
     assert mounted.stats()["resident_budget_bytes"] == 48 << 20
     assert "of 48.0 MiB" in mounted.agentfs("stats", mounted.path)
+
+
+def test_a_file_larger_than_the_budget_is_written_whole_and_leaves_the_tmpfs(mounted: Any) -> None:
+    mounted.umount()
+    mounted.agentfs("mount", mounted.path, "--store", mounted.store, "--hot-bytes", "16MiB")
+    data = random.Random(1).randbytes(8 << 20) * 10
+    (mounted.path / "large").write_bytes(data)
+    mounted.agentfs("sync", mounted.path)
+    assert mounted.stats()["resident_bytes"] <= 16 << 20
+    assert (mounted.path / "large").read_bytes() == data
+    assert mounted.stats()["resident_bytes"] <= 16 << 20
+    with (mounted.path / "large").open("r+b") as file:
+        file.write(b"new")
+        assert mounted.stats()["resident_bytes"] <= 16 << 20, "staged on disk"
+    mounted.remount()
+    assert (mounted.path / "large").read_bytes() == b"new" + data[3:]
 
 
 def test_the_mode_is_told_with_its_reason(mounted: Any) -> None:
