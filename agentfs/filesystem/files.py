@@ -17,7 +17,7 @@ import trio
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
-from agentfs.filesystem.staging import StagedFile, Staging, write_all
+from agentfs.filesystem.staging import StagedFile, Staging, copy_data, write_all
 from agentfs.index import Index
 from agentfs.model import Inode
 
@@ -152,11 +152,7 @@ class Files:
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         """Write all of *data*; returns its length."""
         file = handle.file
-        staged = file.staged
-        if staged is None:
-            staged = await self._stage(file)
-        while staged.is_moving:
-            await _turn(file.lock)
+        staged = await self._own(file)
         if not handle.is_privileged:
             self._namespace.drop_privileges(file.inode)
         end = offset + len(data)
@@ -165,10 +161,11 @@ class Files:
             file.may_be_sparse = True
         if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
             await self._move_to_disk(file, staged)
+            staged = await self._own(file)
         if staged.on_disk:
             self._staging.room.require(growth)
         try:
-            await self._write_staged(file, staged, data, offset)
+            staged = await self._write_staged(file, staged, data, offset)
         except OSError:
             file.refresh()  # some of it may have been written
             file.note_change()
@@ -182,14 +179,17 @@ class Files:
 
     async def _write_staged(
         self, file: LiveFile, staged: StagedFile, data: bytes, offset: int
-    ) -> None:
+    ) -> StagedFile:
         try:
             write_all(staged.descriptor(), data, offset)
+            return staged
         except OSError as error:
             if error.errno != errno.ENOSPC or staged.on_disk:
                 raise
             await self._move_to_disk(file, staged)
+            staged = await self._own(file)
             write_all(staged.descriptor(), data, offset)
+            return staged
 
     async def _move_to_disk(self, file: LiveFile, staged: StagedFile) -> None:
         async with file.lock:
@@ -202,35 +202,55 @@ class Files:
             finally:
                 staged.is_moving = False
 
+    async def _own(self, file: LiveFile, limit: int | None = None) -> StagedFile:
+        """The staged copy, for a change that is made before anything is awaited.
+
+        :param limit: only so many bytes of it matter, if it is to be made
+        """
+        while True:
+            staged = file.staged
+            if staged is None or staged.is_frozen:
+                await self._stage(file, limit)
+            elif staged.is_moving:
+                await _turn(file.lock)
+            else:
+                return staged
+
     async def _stage(self, file: LiveFile, limit: int | None = None) -> StagedFile:
-        """The staged copy, made from the content if need be: all of it, or *limit* bytes."""
+        """A staged copy that no clone shares, made if need be: all of it, or *limit* bytes."""
         async with file.lock:
-            if file.staged is not None:
-                return file.staged
-            inode = file.inode
-            if inode.content is None or limit == 0:
+            frozen, inode = file.staged, file.inode
+            if frozen is not None and not frozen.is_frozen:
+                return frozen
+            if frozen is None and (inode.content is None or limit == 0):
                 file.staged = staged = self._staging.create(inode.id)
                 os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
-            else:
-                file.staged = staged = await self._copy_content(inode, inode.content, limit)
-                file.may_be_sparse = inode.holes is not None
+                return staged
+            staged = await self._copy_whole(file, limit)
+            if file.staged is not None:  # if it was sealed, the last close may have dropped it
+                self._staging.replace(file.staged, staged)
+            file.staged = staged
+            file.may_be_sparse = inode.holes is not None
             return staged
 
-    async def _copy_content(self, inode: Inode, content: int, limit: int | None) -> StagedFile:
+    async def _copy_whole(self, file: LiveFile, limit: int | None) -> StagedFile:
         try:
-            return await self._copy(inode, content, limit, on_disk=False)
+            return await self._copy(file, limit, on_disk=False)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            return await self._copy(inode, content, limit, on_disk=True)
+            return await self._copy(file, limit, on_disk=True)
 
-    async def _copy(
-        self, inode: Inode, content: int, limit: int | None, *, on_disk: bool
-    ) -> StagedFile:
+    async def _copy(self, file: LiveFile, limit: int | None, *, on_disk: bool) -> StagedFile:
+        inode = file.inode
         size = inode.size if limit is None else min(limit, inode.size)
         staged = self._staging.create_incomplete(inode.id, size, on_disk=on_disk)
         try:
-            await self._fill(staged.descriptor(), content, size)
+            if file.staged is not None:
+                with file.staged.opened() as source:
+                    await trio.to_thread.run_sync(copy_data, source, staged.descriptor(), size)
+            elif inode.content is not None:
+                await self._fill(staged.descriptor(), inode.content, size)
             os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
             self._staging.complete(staged)
         except BaseException:
@@ -246,11 +266,7 @@ class Files:
 
     async def truncate(self, file: LiveFile, size: int, *, is_privileged: bool) -> None:
         """Cut or extend to *size* bytes; what is added is a hole."""
-        staged = file.staged
-        if staged is None:
-            staged = await self._stage(file, limit=size)
-        while staged.is_moving:
-            await _turn(file.lock)
+        staged = await self._own(file, limit=size)
         os.truncate(staged.path if staged.fd is None else staged.fd, size)
         if not is_privileged:
             self._namespace.drop_privileges(file.inode)
@@ -262,8 +278,13 @@ class Files:
         self._staging.count(staged, allocated_bytes(file.inode))
         file.touch(time.time_ns())
 
+    def share(self, file: LiveFile, inode_id: int) -> StagedFile:
+        """Give another inode the staged copy of a file; neither writes it in place any more."""
+        assert file.staged is not None
+        return self._staging.share(file.staged, inode_id)
+
     def attributes_set(self, file: LiveFile) -> None:
         """A program set times: carry them over to the staged file, where a restart finds them."""
-        if file.staged is not None:
+        if file.staged is not None and not file.staged.is_frozen:
             where = file.staged.path if file.staged.fd is None else file.staged.fd
             os.utime(where, ns=(file.inode.atime_ns, file.inode.mtime_ns))

@@ -78,7 +78,7 @@ class Relay(Protocol):
 class Image:
     """One resident content."""
 
-    __slots__ = ("backing", "digest", "path", "priority", "size", "users", "uses")
+    __slots__ = ("backing", "digest", "is_frozen", "path", "priority", "size", "users", "uses")
 
     def __init__(self, digest: bytes, path: str, backing: int, size: int) -> None:
         self.digest = digest
@@ -89,6 +89,8 @@ class Image:
         """Files attached to it, by nodeid."""
         self.uses = 0
         self.priority = 0.0
+        self.is_frozen = False
+        """Staged copies may be the same file: it never becomes one that is written."""
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
@@ -203,10 +205,11 @@ class Images:
             return None
         path = f"{self._directory}/{digest.hex()}"
         os.rename(staged.path, path)
-        self._staging.count(staged, 0)
+        self._staging.let_go(staged)
         self._staging.count_images(size)
-        staged.close()
-        return self._add(digest, path, backing, size)
+        image = self._add(digest, path, backing, size)
+        image.is_frozen = staged.is_frozen
+        return image
 
     async def collapse(self) -> None:
         """Put new images into huge pages.

@@ -106,7 +106,7 @@ class LiveFile:
 
     def refresh(self) -> bool:
         """Learn size and times from the staged copy, which the kernel writes; True: new ones."""
-        if self.staged is None:
+        if self.staged is None or self.staged.is_frozen:
             return False
         inode = self.inode
         status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
@@ -157,7 +157,7 @@ class InodeTable:
         self._moved: dict[int, int] = {}
         """Inode by nodeid, of those that have been split."""
         index.transaction.on_failure = self._reread
-        self._left: dict[int, Inode] = {}
+        self._left: dict[int, LiveFile] = {}
         """What a nodeid that its name has left shows to those who have it open."""
         self.watch()
 
@@ -183,7 +183,7 @@ class InodeTable:
     def get(self, nodeid: int) -> Inode:
         """:raises OSError: ESTALE, when the inode is gone"""
         if nodeid in self._left:
-            return self._left[nodeid]
+            return self._left[nodeid].inode
         inode_id = self._moved.get(nodeid, nodeid)
         live = self._live.get(inode_id)
         if live is not None:
@@ -260,12 +260,20 @@ class InodeTable:
         self._changed(self.nodeid(inode_id))
 
     def split(self, live: LiveFile) -> LiveFile:
-        """Give the name of an open file a fresh nodeid; who has it open keeps the old one."""
-        self._left[live.nodeid] = replace(live.inode)
+        """Give the name of an open file a fresh nodeid; who has it open keeps the old one.
+
+        What is not sealed yet goes along with the name.
+        """
+        self._left[live.nodeid] = live
         fresh = LiveFile(live.inode)
         fresh.nodeid = self._index.inodes.allocate()
         fresh.name = live.name
-        live.inode = self._left[live.nodeid]
+        fresh.version, fresh.sealed_version = live.version, live.sealed_version
+        fresh.changed_at, fresh.dirty_since = live.changed_at, live.dirty_since
+        fresh.may_be_sparse = live.may_be_sparse
+        fresh.staged, live.staged = live.staged, None
+        live.sealed_version = live.version
+        live.inode = replace(live.inode)
         self._moved[fresh.nodeid] = fresh.inode.id
         self._live[fresh.inode.id] = fresh
         return fresh
@@ -319,7 +327,9 @@ class InodeTable:
             self._lookups[nodeid] = left
             return
         self._lookups.pop(nodeid, None)
-        self._left.pop(nodeid, None)
+        abandoned = self._left.pop(nodeid, None)
+        if abandoned is not None:
+            self._forgotten(abandoned)
         live = self.live_at(nodeid)
         if live is not None:
             self._forgotten(live)
@@ -400,8 +410,7 @@ class InodeTable:
     def drop_all_unlinked(self) -> None:
         """At the start and the end of a mount, no unlinked inode can be in use."""
         with self._index.transaction:
-            for inode_id in self._index.inodes.unlinked():
-                self._index.remove_inode(inode_id)
+            self._index.remove_unlinked()
 
     def staged_files(self) -> Iterator[LiveFile]:
         return (live for live in self._live.values() if live.staged is not None)

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.index import Index
-from agentfs.model import Inode
+from agentfs.model import ROOT_INODE, Inode
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -40,6 +40,14 @@ class Caller(NamedTuple):
 
     uid: int
     gid: int
+
+
+class Detached(NamedTuple):
+    """An inode that has lost a name."""
+
+    inode: Inode
+    is_removed: bool
+    """Its row has gone with the name."""
 
 
 @dataclass(slots=True)
@@ -86,6 +94,18 @@ class Namespace:
             return None
         return self._table.current(inode)
 
+    def walk(self, path: bytes) -> list[Inode]:
+        """The inodes that a path below the root leads through; no link is followed.
+
+        :raises OSError: ENOENT or ENOTDIR
+        """
+        way = [self._table.get(ROOT_INODE)]
+        for name in filter(None, path.split(b"/")):
+            if not way[-1].is_directory:
+                raise OSError(errno.ENOTDIR, "not a directory")
+            way.append(self._existing(way[-1].id, name))
+        return way
+
     def create(
         self,
         parent: int,
@@ -104,9 +124,7 @@ class Namespace:
             raise OSError(errno.ENAMETOOLONG, "name too long")
         now = time.time_ns()
         is_directory = stat.S_ISDIR(mode)
-        directory = self._table.get(parent)
-        if directory.nlink == 0:
-            raise OSError(errno.ENOENT, "directory is gone")
+        directory = self._living(parent)
         gid = caller.gid
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
@@ -144,11 +162,12 @@ class Namespace:
         inode = self._table.get(inode_id)
         if inode.nlink == 0:
             raise OSError(errno.ENOENT, "inode has no name left")
+        directory = self._living(parent)
         now = time.time_ns()
         with self._index.transaction:
             self._dentries.insert(parent, name, inode.id)
             self._inodes.set_links(inode.id, inode.nlink + 1, now)
-            self._touch(self._table.get(parent), now)
+            self._touch(directory, now)
         inode.nlink += 1
         inode.ctime_ns = now
         return inode
@@ -187,6 +206,7 @@ class Namespace:
             raise OSError(errno.EINVAL, "unknown rename flag")
         if len(new_name) > NAME_BYTES_MAX:
             raise OSError(errno.ENAMETOOLONG, "name too long")
+        self._living(new_parent)
         moved = self._existing(old_parent, old_name)
         victim = self.lookup(new_parent, new_name)
         if flags & RENAME_EXCHANGE:
@@ -275,6 +295,57 @@ class Namespace:
             else:
                 self._touch(self._table.get(one_parent), now, subdirectories=difference)
                 self._touch(self._table.get(other_parent), now, subdirectories=-difference)
+
+    def attach(self, inode: Inode, parent: int, name: bytes, *, replaces: bool) -> Detached | None:
+        """Give an inode that has no name its first one; what the name meant before, of any type.
+
+        In a transaction; `let_go` is to follow it.
+
+        :raises OSError: ENOENT, the directory is gone; EEXIST, the name is taken
+        """
+        directory = self._living(parent)
+        victim = self.lookup(parent, name)
+        if victim is not None and not replaces:
+            raise OSError(errno.EEXIST, "name is taken")
+        now = time.time_ns()
+        self._dentries.point(parent, name, inode.id)
+        detached = None
+        if victim is not None:
+            detached = Detached(victim, is_removed=self._drop_link(victim, now))
+        if inode.is_directory:
+            self._inodes.set_parent(inode.id, parent)
+            inode.parent = parent
+        lost = int(victim is not None and victim.is_directory)
+        self._touch(directory, now, subdirectories=int(inode.is_directory) - lost)
+        return detached
+
+    def empty(self, directory: int, limit: int) -> list[Detached]:
+        """Remove up to *limit* names of a directory that has no name itself.
+
+        Directories among what they meant are such ones then. `let_go` is to follow.
+        """
+        now = time.time_ns()
+        detached = []
+        with self._index.transaction:
+            for row in self._dentries.after(directory, b"", limit):
+                inode = self._existing(directory, row[-1])  # another name of it may just have gone
+                self._dentries.delete(directory, row[-1])
+                detached.append(Detached(inode, is_removed=self._drop_link(inode, now)))
+        return detached
+
+    def let_go(self, detached: Detached) -> None:
+        """A name was taken from an inode; from a directory, which is empty by now, the last."""
+        self._after_drop(detached.inode, is_removed=detached.is_removed)
+
+    def _living(self, parent: int) -> Inode:
+        """A directory that takes names.
+
+        :raises OSError: ENOENT, it has lost its own: what is in it goes as well
+        """
+        directory = self._table.get(parent)
+        if directory.nlink == 0:
+            raise OSError(errno.ENOENT, "directory is gone")
+        return directory
 
     def _existing(self, parent: int, name: bytes) -> Inode:
         inode = self.lookup(parent, name)

@@ -12,6 +12,7 @@ as long as anybody has the inode open:
 - open for reading through an image that other files use: the name moves to a
   fresh nodeid with a staged copy of its own, and the kernel is told to look the
   name up again (ESTALE). Readers keep the bytes they have, as after a rename over it.
+- open for reading through a staged copy that clones share: the same, once no seal reads it.
 - open and served by us (no room for an image): it stays so until it is closed.
 """
 
@@ -61,12 +62,36 @@ class PassthroughFiles(Files):
             self._record_atime(file.inode)  # we are not told of the reads
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         async with file.opening:
+            if writes:
+                await self._leave_frozen(file)
             if not self._table.is_open(inode.id):
                 await self._attach_first(file, writes=writes, truncates=bool(flags & os.O_TRUNC))
             elif writes and file.image is not None:
                 self._make_writable(file, file.image)
             elif writes and file.is_passed_through and file.staged is not None:
                 self._attach_staged(file, file.staged, writes=True)
+
+    async def _leave_frozen(self, file: LiveFile) -> None:
+        """Let the kernel use no more what clones share, before a program may write the file."""
+        while file.backing is not None and file.staged is not None and file.staged.is_frozen:
+            if self._let_go(file):
+                return
+            if file.lock.value:
+                self._split(file, file.backing)
+                raise StaleNode
+            async with file.lock:  # a seal reads the copy, and notes in the file what it sealed
+                pass
+
+    def _let_go(self, file: LiveFile) -> bool:
+        """Detach a file from its staged copy; False, and nothing changed, while it is open."""
+        if file.backing is None or file.handles or not self._relay.detach(file.nodeid):
+            return False
+        if file.is_passed_through:
+            file.refresh()
+        self._relay.unregister(file.backing)
+        file.backing = None
+        file.is_passed_through = False
+        return True
 
     async def _attach_first(self, file: LiveFile, *, writes: bool, truncates: bool) -> None:
         if file.image is not None and not writes:
@@ -75,7 +100,10 @@ class PassthroughFiles(Files):
         if file.image is not None and self.images.leave(file) is False:
             self._make_writable(file, file.image)  # a reader came between
             return
-        if writes or file.staged is not None or file.inode.content is None:
+        if file.staged is not None and not writes:
+            self._attach_staged(file, file.staged, writes=False)
+            return
+        if writes or file.inode.content is None:
             staged = await self._stage(file, limit=0 if truncates else None)
             self._attach_staged(file, staged, writes=writes)
             return
@@ -102,7 +130,7 @@ class PassthroughFiles(Files):
         fd = staged.descriptor() if writes or file.backing is None else -1
         if file.backing is None:
             file.backing = self._relay.register(fd)
-        file.is_passed_through = True
+        file.is_passed_through = not staged.is_frozen
         self._relay.attach(
             file.nodeid,
             file.backing,
@@ -125,8 +153,8 @@ class PassthroughFiles(Files):
         )
 
     def _make_writable(self, file: LiveFile, image: Image) -> None:
-        if len(image.users) > 1:
-            self._split(file, image)
+        if len(image.users) > 1 or image.is_frozen:
+            self._split(file, image.backing)
             raise StaleNode
         staged = self.images.give_up(image, file.inode.id)
         os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))
@@ -135,15 +163,15 @@ class PassthroughFiles(Files):
         file.backing = image.backing
         self._attach_staged(file, staged, writes=True)
 
-    def _split(self, file: LiveFile, image: Image) -> None:
-        """Let those who have the file open keep the image, and the name get a fresh nodeid.
+    def _split(self, file: LiveFile, backing: int) -> None:
+        """Let those who have the file open keep what they read, and the name get a fresh nodeid.
 
         Other names of the file still lead the kernel to the old nodeid: opening it must reach
         us from now on, to be sent on.
         """
         self._relay.attach(
             file.nodeid,
-            image.backing,
+            backing,
             -1,
             writable=False,
             fresh_until_ns=0,
@@ -218,8 +246,13 @@ class PassthroughFiles(Files):
         """Times have changed: the next read may have to be recorded, so it must reach us."""
         if file.image is not None:
             self._attach_image(file, file.image)
-        elif file.is_passed_through and file.staged is not None:
+        elif file.backing is not None and file.staged is not None:
             self._attach_staged(file, file.staged, writes=file.writers > 0)
+
+    def share(self, file: LiveFile, inode_id: int) -> StagedFile:
+        twin = super().share(file, inode_id)
+        self._grant_anew(file)  # size and times are no longer those of the copy
+        return twin
 
     def closed(self, nodeid: int) -> None:
         """The last descriptor of an inode has gone that the relay knows of."""
@@ -233,20 +266,16 @@ class PassthroughFiles(Files):
         staged = file.staged
         if staged is None or file.writers or file.is_dirty:
             return
-        if not file.is_passed_through or file.backing is None:
+        if file.backing is None:
             super().unstage_if_sealed(file)
             return
         if file.inode.content is not None and self._keep_as_image(file, staged, file.backing):
             return
-        if not file.handles and self._relay.detach(file.nodeid):
-            self._relay.unregister(file.backing)
-            file.backing = None
-            file.is_passed_through = False
+        if self._let_go(file):
             super().unstage_if_sealed(file)
 
     def _keep_as_image(self, file: LiveFile, staged: StagedFile, backing: int) -> bool:
         assert file.inode.content is not None
-        self._staging.count(staged, file.inode.size)
         image = self.images.adopt(file.inode.content, staged, backing, file.inode.size)
         if image is None:
             return False
@@ -260,11 +289,8 @@ class PassthroughFiles(Files):
         """The kernel does not know the inode any more."""
         if file.image is not None:
             self.images.leave(file)
-        elif file.backing is not None and self._relay.detach(file.nodeid):
-            file.refresh()
-            self._relay.unregister(file.backing)
-            file.backing = None
-            file.is_passed_through = False
+        else:
+            self._let_go(file)
 
     def abandon(self) -> None:
         """The mount is gone: what is attached is ours again."""
@@ -274,7 +300,7 @@ class PassthroughFiles(Files):
                 file.refresh()
                 file.note_change()
                 file.is_passed_through = False
-                file.backing = None
+            file.backing = None
             file.image = None
         self.images.close()
 

@@ -6,6 +6,10 @@ Its length and mtime are the file's own while it is staged, so the files alone
 say what a killed daemon knew: the next mount takes them over. A name appears
 only when the copy behind it is complete (copies are made under `.tmp`).
 
+Inodes that were cloned before they were sealed share one file, each by a name of
+its own. Such a file is *frozen*: its mode has no write permission, and nobody
+writes it again by any name, not even the last one. Its times are in the rows.
+
 What a crash of the machine leaves of them is worth nothing: they are not synced
 while they are written, so the disk may have kept a length without its bytes.
 `boot` in the store names the boot they belong to; there is none after an
@@ -14,6 +18,7 @@ orderly end, which syncs what is left.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -44,6 +49,7 @@ _NOT_STAGED = {_IMAGES, _OWNER}
 _COPY_BYTES = 1 << 20
 _ROOM_TRIES = 4
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_FROZEN_MODE = 0o400
 
 
 def open_private_directory(path: Path) -> Path:
@@ -107,7 +113,7 @@ def unmount(path: Path) -> None:
 class StagedFile:
     """One staged file; its descriptor is open only while something uses it."""
 
-    __slots__ = ("counted_bytes", "fd", "is_moving", "on_disk", "path")
+    __slots__ = ("counted_bytes", "fd", "is_frozen", "is_moving", "on_disk", "path", "sharers")
 
     def __init__(self, path: str, *, on_disk: bool, fd: int | None = None) -> None:
         self.path = path
@@ -117,12 +123,26 @@ class StagedFile:
         """Its part of the staging's used_bytes; 0 on disk."""
         self.is_moving = False
         """Being copied to disk: what is written now would be left behind."""
+        self.is_frozen = False
+        """Other inodes have, or had, the same file: who wants to write makes a copy."""
+        self.sharers: set[StagedFile] | None = None
+        """Those that have it now, this one included; one of them is counted for it."""
 
     def descriptor(self) -> int:
-        """A descriptor open for reading and writing, kept until close()."""
+        """A descriptor open for reading and, unless frozen, writing; kept until close()."""
         if self.fd is None:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            access = os.O_RDONLY if self.is_frozen else os.O_RDWR
+            self.fd = os.open(self.path, access | os.O_CLOEXEC)
         return self.fd
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor open for reading that no close() takes away meanwhile."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         if self.fd is not None:
@@ -218,11 +238,39 @@ class Staging:
         """Where resident images lie: beside the staged files on tmpfs."""
         return open_private_directory(self._fast / _IMAGES)
 
+    def share(self, staged: StagedFile, inode_id: int) -> StagedFile:
+        """Freeze a staged file and give another inode a name of it."""
+        if not staged.is_frozen:
+            os.chmod(staged.path, _FROZEN_MODE)  # by which the next mount knows it
+            staged.is_frozen = True
+        path = self._path(inode_id, on_disk=staged.on_disk)
+        os.link(staged.path, path)
+        twin = StagedFile(path, on_disk=staged.on_disk)
+        _join(staged, twin)
+        return twin
+
     def discard(self, staged: StagedFile) -> None:
-        """Remove a staged file and its bytes."""
+        """Remove a staged file and, unless others share them, its bytes."""
+        self.let_go(staged)
+        os.unlink(staged.path)
+
+    def replace(self, staged: StagedFile, own: StagedFile) -> None:
+        """A complete copy, *own*, has taken the place of a frozen file."""
+        self.let_go(staged)
+        if staged.path != own.path:
+            os.unlink(staged.path)
+
+    def let_go(self, staged: StagedFile) -> None:
+        """Count and use a staged file no more; its name is the caller's to deal with."""
+        if staged.sharers is not None:
+            staged.sharers.remove(staged)
+            for heir in staged.sharers:
+                heir.counted_bytes += staged.counted_bytes
+                staged.counted_bytes = 0
+                break
+            staged.sharers = None
         self.count(staged, 0)
         staged.close()
-        os.unlink(staged.path)
 
     def count(self, staged: StagedFile, size_bytes: int) -> None:
         """Note how long a staged file is now."""
@@ -267,9 +315,7 @@ class Staging:
         source = staged.descriptor()
         fd = os.open(target + _INCOMPLETE, _NEW_FILE, 0o600)
         try:
-            for start, end in data_extents(source, size):
-                copy_range(source, fd, start, end)
-            os.ftruncate(fd, size)
+            copy_data(source, fd, size)
         except BaseException:
             os.close(fd)
             os.unlink(target + _INCOMPLETE)
@@ -283,15 +329,15 @@ class Staging:
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
         os.rename(target + _INCOMPLETE, target)
         os.unlink(staged.path)
-        staged.close()
-        self.count(staged, 0)
-        staged.fd, staged.path, staged.on_disk = fd, target, True
+        self.let_go(staged)
+        staged.fd, staged.path, staged.on_disk, staged.is_frozen = fd, target, True, False
 
     def _disk_path(self, staged: StagedFile) -> str:
         return f"{self._disk}/{os.path.basename(staged.path)}"
 
     def survivors(self) -> Iterator[tuple[int, StagedFile]]:
         """(inode number, staged file) of what an earlier daemon left; drops unfinished copies."""
+        shared: dict[tuple[int, int], StagedFile] = {}
         for directory, on_disk in ((self._disk, True), (self._fast, False)):
             if directory is self._disk and not on_disk:
                 continue
@@ -302,7 +348,13 @@ class Staging:
                     os.unlink(entry.path)
                     continue
                 staged = StagedFile(entry.path, on_disk=on_disk)
-                self.count(staged, entry.stat().st_size)
+                status = entry.stat()
+                staged.is_frozen = not status.st_mode & stat.S_IWUSR
+                first = shared.setdefault((status.st_dev, status.st_ino), staged)
+                if first is staged:
+                    self.count(staged, status.st_size)
+                else:
+                    _join(first, staged)
                 yield int(entry.name, 16), staged
 
     def close(self) -> None:
@@ -317,6 +369,14 @@ class Staging:
                 unmount(self._own_tmpfs)
             else:
                 shutil.rmtree(self._fast)
+
+
+def _join(staged: StagedFile, twin: StagedFile) -> None:
+    if staged.sharers is None:
+        staged.sharers = {staged}
+    staged.sharers.add(twin)
+    twin.sharers = staged.sharers
+    twin.is_frozen = True
 
 
 def sync_path(path: Path) -> None:
@@ -342,6 +402,13 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
             return
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         yield start, end
+
+
+def copy_data(source: int, target: int, size: int) -> None:
+    """Copy the first *size* bytes to an empty file; holes stay holes."""
+    for start, end in data_extents(source, size):
+        copy_range(source, target, start, end)
+    os.ftruncate(target, size)
 
 
 def copy_range(source: int, target: int, start: int, end: int) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from agentfs.chunks import Store
 from agentfs.config import Profile
+from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.files import Files
@@ -102,6 +103,9 @@ class Volume:
             block_bytes=profile.store.block_bytes,
             garbage_share=profile.store.gc_garbage_share,
         )
+        self.cloner = Cloner(
+            self.index, self.table, self.namespace, self.staging, self.files, self.sealer
+        )
         self._flush_at = 0.0
         self.table.drop_all_unlinked()
         self._take_over()
@@ -121,8 +125,11 @@ class Volume:
             ctime_ns = inode.ctime_ns
             file.staged = staged
             file.may_be_sparse = True
-            file.touch(status.st_mtime_ns)
-            inode.ctime_ns = max(ctime_ns, status.st_mtime_ns)
+            if staged.is_frozen:
+                file.note_change()  # its times are others' as well: the row has this one's
+            else:
+                file.touch(status.st_mtime_ns)
+                inode.ctime_ns = max(ctime_ns, status.st_mtime_ns)
             inode.size = status.st_size
             inode.holes = self.staging.hole_bytes(staged)
             taken += 1
@@ -196,6 +203,15 @@ class Volume:
     async def collect(self, progress: Progress) -> dict[str, int]:
         """Remove garbage; what was given back."""
         return (await self._collector.collect(progress)).as_dict()
+
+    async def clone(
+        self, source: bytes, target: bytes, *, replaces: bool, progress: Progress
+    ) -> Cloned:
+        """Make *target* a copy of the file or tree *source*, which shares all its bytes.
+
+        Both are paths below the root, without links and `..`. See `Cloner.clone`.
+        """
+        return await self.cloner.clone(source, target, replaces=replaces, progress=progress)
 
     def stats(self) -> dict[str, Any]:
         """What `agentfs stats` shows of the store."""

@@ -27,3 +27,12 @@ class Index(IndexConnection):
         """Remove an inode with all that is its own. In a transaction."""
         self.contents.release(self.inodes.delete(inode_id))
         self.xattrs.remove_all(inode_id)
+
+    def remove_unlinked(self) -> None:
+        """Remove the inodes without a name, and all below directories among them.
+
+        Such a directory is a tree that was being made, or removed. In a transaction.
+        """
+        self.inodes.drop_links(self.dentries.delete_below_unlinked())
+        for inode_id in self.inodes.unlinked():
+            self.remove_inode(inode_id)

@@ -78,6 +78,13 @@ class Contents:
         if content is not None:
             self._execute("UPDATE content SET refs = refs + 1 WHERE id = ?", (content,))
 
+    def reference_all(self, contents: Mapping[int, int]) -> None:
+        """So many more references to each."""
+        self._executemany(
+            "UPDATE content SET refs = refs + ? WHERE id = ?",
+            ((more, content) for content, more in contents.items()),
+        )
+
     def release(self, content: int | None) -> None:
         if content is not None:
             self._execute("UPDATE content SET refs = refs - 1 WHERE id = ?", (content,))

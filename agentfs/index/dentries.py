@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from typing import Any
 
 from agentfs.index.connection import IndexConnection
@@ -15,6 +16,7 @@ class Dentries:
 
     def __init__(self, index: IndexConnection) -> None:
         self._execute = index.execute
+        self._executemany = index.executemany
 
     def lookup(self, parent: int, name: bytes) -> Inode | None:
         row = self._execute(
@@ -31,12 +33,25 @@ class Dentries:
         except sqlite3.IntegrityError as error:
             raise FileExistsError(name) from error
 
+    def insert_all(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
+        """(parent, name, inode) of names that are not taken."""
+        self._executemany("INSERT INTO dentry VALUES (?, ?, ?)", entries)
+
     def point(self, parent: int, name: bytes, inode: int) -> None:
         """Make a name, new or not, mean *inode*."""
         self._execute("INSERT OR REPLACE INTO dentry VALUES (?, ?, ?)", (parent, name, inode))
 
     def delete(self, parent: int, name: bytes) -> None:
         self._execute("DELETE FROM dentry WHERE parent = ? AND name = ?", (parent, name))
+
+    def delete_below_unlinked(self) -> list[int]:
+        """Remove all names below directories without a name; the inode of each."""
+        rows = self._execute(
+            "WITH RECURSIVE doomed (id) AS (SELECT id FROM inode WHERE nlink = 0 UNION ALL"
+            " SELECT dentry.inode FROM doomed JOIN dentry ON dentry.parent = doomed.id)"
+            " DELETE FROM dentry WHERE parent IN doomed RETURNING inode"
+        ).fetchall()
+        return [row[0] for row in rows]
 
     def is_empty(self, parent: int) -> bool:
         return (

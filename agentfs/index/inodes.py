@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from agentfs.index.connection import IndexConnection
 from agentfs.model import Inode
 
@@ -12,11 +14,34 @@ COLUMNS = ", ".join(f"inode.{column}" for column in _COLUMNS.split(", "))
 """In the order of the fields of `Inode`, so that `Inode(*row)` holds."""
 
 
+_INSERT = "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def _row(inode: Inode) -> tuple[object, ...]:
+    return (
+        inode.id,
+        inode.mode,
+        inode.uid,
+        inode.gid,
+        inode.nlink,
+        inode.size,
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
+        inode.content,
+        inode.holes,
+        inode.rdev,
+        inode.target,
+        inode.parent,
+    )
+
+
 class Inodes:
     """Read and change inode rows; callers bring the transaction where several rows change."""
 
     def __init__(self, index: IndexConnection) -> None:
         self._execute = index.execute
+        self._executemany = index.executemany
         (highest,) = index.execute("SELECT coalesce(max(id), 1) FROM inode").fetchone()
         self._last_id: int = highest
 
@@ -30,25 +55,10 @@ class Inodes:
         return Inode(*row) if row is not None else None
 
     def insert(self, inode: Inode) -> None:
-        self._execute(
-            "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                inode.id,
-                inode.mode,
-                inode.uid,
-                inode.gid,
-                inode.nlink,
-                inode.size,
-                inode.atime_ns,
-                inode.mtime_ns,
-                inode.ctime_ns,
-                inode.content,
-                inode.holes,
-                inode.rdev,
-                inode.target,
-                inode.parent,
-            ),
-        )
+        self._execute(_INSERT, _row(inode))
+
+    def insert_all(self, inodes: Iterable[Inode]) -> None:
+        self._executemany(_INSERT, map(_row, inodes))
 
     def update_attributes(self, inode: Inode) -> None:
         """Write owner, mode and times; not size and content, which sealing owns."""
@@ -103,6 +113,20 @@ class Inodes:
     def set_links(self, inode_id: int, nlink: int, ctime_ns: int) -> None:
         self._execute(
             "UPDATE inode SET nlink = ?, ctime = ? WHERE id = ?", (nlink, ctime_ns, inode_id)
+        )
+
+    def add_links(self, links: Mapping[int, int]) -> None:
+        """So many more names, or subdirectories, of each inode."""
+        self._executemany(
+            "UPDATE inode SET nlink = nlink + ? WHERE id = ?",
+            ((more, inode_id) for inode_id, more in links.items()),
+        )
+
+    def drop_links(self, inode_ids: Iterable[int]) -> None:
+        """A name of each is gone; a directory has one only."""
+        self._executemany(
+            "UPDATE inode SET nlink = iif((mode & 61440) = 16384, 0, nlink - 1) WHERE id = ?",
+            ((inode_id,) for inode_id in inode_ids),
         )
 
     def set_parent(self, inode_id: int, parent: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from agentfs.index.connection import IndexConnection
 
 
@@ -10,6 +12,7 @@ class Xattrs:
 
     def __init__(self, index: IndexConnection) -> None:
         self._execute = index.execute
+        self._executemany = index.executemany
         self.any = index.execute("SELECT 1 FROM xattr LIMIT 1").fetchone() is not None
         """Whether any inode has any. The kernel asks for a capability before the first write of
         every file and most stores never hold one."""
@@ -36,6 +39,13 @@ class Xattrs:
             return False
         cursor = self._execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name))
         return cursor.rowcount > 0
+
+    def copy_all(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Give the second inode of each pair what the first one has."""
+        if self.any:
+            self._executemany(
+                "INSERT INTO xattr SELECT ?2, name, value FROM xattr WHERE inode = ?1", pairs
+            )
 
     def remove_all(self, inode: int) -> None:
         """Of an inode that is removed."""

@@ -55,6 +55,8 @@ operations = st.one_of(
     st.tuples(st.just("unlink"), paths),
     st.tuples(st.just("rmdir"), paths),
     st.tuples(st.just("rename"), paths, paths, st.sampled_from([0, 0, 0, 1, 2])),
+    st.tuples(st.just("clone"), paths, paths),
+    st.tuples(st.just("clone over"), paths, paths),
     st.tuples(st.just("chmod"), paths, modes),
     st.tuples(st.just("chown"), paths, st.sampled_from([0, 1000])),
     st.tuples(st.just("utime"), paths, st.integers(1, 10**18)),
@@ -132,6 +134,13 @@ class Comparison:
 
     async def _chown(self, path: str, uid: int) -> None:
         await self._change(path, uid=uid, gid=uid)
+
+    async def _clone_over(self, source: str, target: str) -> None:
+        outcomes = [
+            await outcome(lambda side=side: side.clone(source, target, replaces=True))
+            for side in (self._real, self._model)
+        ]
+        assert outcomes[0] == outcomes[1], ("clone over", source, target)
 
     async def _utime(self, path: str, time_ns: int) -> None:
         await self._change(path, atime_ns=time_ns, mtime_ns=time_ns // 2 + 1)

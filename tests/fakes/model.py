@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agentfs.filesystem.namespace import (
     RENAME_EXCHANGE,
@@ -190,6 +190,21 @@ class Model:
         new_directory.nlink += moved.is_directory
         old_directory.mtime_ns = new_directory.mtime_ns = None
 
+    async def clone(self, source: str, target: str, *, replaces: bool = False) -> None:
+        node = self.node(source)
+        directory, name = self.place(target)
+        victim = directory.entries.get(name)
+        if victim is not None and not replaces:
+            raise FileExistsError(errno.EEXIST, target)
+        if target == source or is_within(target, source) or is_within(source, target):
+            raise OSError(errno.EINVAL, target)
+        directory.entries[name] = twin = _twin(node, {})
+        directory.mtime_ns = None
+        directory.nlink += twin.is_directory
+        if victim is not None:
+            directory.nlink -= victim.is_directory
+            _drop(victim)
+
     def change(self, path: str, **fields: int) -> None:
         node = self.node(path)
         if "mode" in fields:
@@ -267,3 +282,25 @@ class Model:
     async def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         handle = self.open(path)
         return await self.pread(handle, len(handle.node.data) if size is None else size, offset)
+
+
+def _twin(node: Node, known: dict[Node, Node]) -> Node:
+    """A copy of a tree; files with several names in it stay one."""
+    if node in known:
+        known[node].nlink += 1
+        return known[node]
+    twin = known[node] = replace(
+        node,
+        nlink=node.nlink if node.is_directory else 1,
+        data=bytearray(node.data),
+        xattrs=dict(node.xattrs),
+    )
+    twin.entries = {name: _twin(below, known) for name, below in node.entries.items()}
+    return twin
+
+
+def _drop(node: Node) -> None:
+    """A name of a node is gone, and all below with that of a directory."""
+    node.nlink = 0 if node.is_directory else node.nlink - 1
+    for below in node.entries.values():
+        _drop(below)

@@ -20,6 +20,7 @@ import trio
 
 from agentfs.chunks.recipe import Recipe
 from agentfs.config import Hot, Profile, Seal, Store
+from agentfs.filesystem.clone import Cloned
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.namespace import (
@@ -272,6 +273,11 @@ class Shell:
             await self.volume.sealer.fsync(handle.file)
         finally:
             self.close(handle)
+
+    async def clone(self, source: str, target: str, *, replaces: bool = False) -> Cloned:
+        return await self.volume.clone(
+            os.fsencode(source), os.fsencode(target), replaces=replaces, progress=quiet
+        )
 
     async def collect(self) -> dict[str, int]:
         return await self.volume.collect(quiet)
