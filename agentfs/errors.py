@@ -85,6 +85,24 @@ class FilesOpen(AgentfsError):
     exit_code = 13
 
 
+class NoSuchPath(AgentfsError):
+    """A path leads nowhere."""
+
+    exit_code = 14
+
+
+class PathTaken(AgentfsError):
+    """There is something at the destination already."""
+
+    exit_code = 15
+
+
+class NotPermitted(AgentfsError):
+    """You may not read the source or write to the destination's directory."""
+
+    exit_code = 16
+
+
 def error_for(exit_code: int, message: str) -> AgentfsError:
     """Rebuild an error that crossed a process boundary as *exit_code* and text."""
     for kind in AgentfsError.__subclasses__():

@@ -8,6 +8,7 @@ accepting, unmount, seal what is staged, make it durable, close the volume.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import gc
@@ -28,8 +29,9 @@ import trio
 from agentfs import __version__
 from agentfs.config import MountConfig
 from agentfs.control import lock, server
-from agentfs.errors import FilesOpen, NoSpace
+from agentfs.errors import FilesOpen, NoSpace, NoSuchPath, PathTaken, UsageError
 from agentfs.filesystem.volume import Volume
+from agentfs.fuse import announce
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.session import Session, choose
 
@@ -108,6 +110,8 @@ class _Mount:
         self._session = session
         self._volume = volume
         self._started = time.monotonic()
+        volume.cloner.announce = functools.partial(announce.announce, config.mountpoint)
+        volume.cloner.write_back = announce.write_back
 
     async def serve(self, ready: Callable[[dict[str, Any]], None]) -> int:
         mode = self._session.mode
@@ -120,6 +124,7 @@ class _Mount:
                     "stats": self._stats,
                     "sync": self._sync,
                     "gc": self._gc,
+                    "clone": self._clone,
                     "stop": self._stop,
                 }
                 await nursery.start(functools.partial(server.serve, self._config.store, handlers))
@@ -174,6 +179,38 @@ class _Mount:
     async def _gc(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         with _naming_a_full_disk(self._config.store):
             return await self._volume.collect(functools.partial(progress, "rewriting segments"))
+
+    async def _clone(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        source, target, replaces = (args.get(key) for key in ("source", "target", "replaces"))
+        if not (isinstance(source, str) and isinstance(target, str) and isinstance(replaces, bool)):
+            raise UsageError("bad request: clone takes a source, a target and replaces")
+        started = time.perf_counter()
+        with _naming_a_full_disk(self._config.store), self._naming_paths(source, target):
+            cloned = await self._volume.clone(
+                os.fsencode(source),
+                os.fsencode(target),
+                replaces=replaces,
+                progress=functools.partial(progress, "cloning"),
+            )
+        return dataclasses.asdict(cloned) | {"daemon_s": round(time.perf_counter() - started, 6)}
+
+    @contextlib.contextmanager
+    def _naming_paths(self, source: str, target: str) -> Iterator[None]:
+        root = str(self._config.mountpoint)
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                raise PathTaken(f"{root}{target} is there already; --force replaces it") from error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise NoSuchPath(
+                    f"{root}{source} or the directory of {root}{target} is not there"
+                ) from error
+            if error.errno in (errno.EINVAL, errno.ENAMETOOLONG):
+                raise UsageError(
+                    f"{root}{source} cannot become {root}{target}: {error.strerror}"
+                ) from error
+            raise
 
     async def _stop(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         await self._sync(args, progress)

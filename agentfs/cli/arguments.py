@@ -85,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--foreground", action="store_true", help="stay in the foreground and log to stderr"
     )
 
+    clone = add("clone", "clone", "make a copy of a file or a tree that shares all its bytes")
+    clone.add_argument("source", metavar="SOURCE", help="a file or directory in an agentfs mount")
+    clone.add_argument("destination", metavar="DESTINATION", help="its new name, in the same mount")
+    clone.add_argument(
+        "--force", action="store_true", help="replace what is at DESTINATION, at one moment"
+    )
+
     for name, module, summary in (
         ("umount", "mounting", "seal everything, unmount and wait until the store is free"),
         ("sync", "maintenance", "seal all files now and wait until they are on disk"),

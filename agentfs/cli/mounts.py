@@ -30,6 +30,8 @@ class Mount:
     """For agentfs the absolute path of the store."""
     device_minor: int
     """Names the connection's directory below /sys/fs/fuse/connections."""
+    root: Path = Path("/")
+    """What of the filesystem is mounted: a directory of it, if this is a bind mount."""
 
     @property
     def is_agentfs(self) -> bool:
@@ -69,6 +71,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 fstype=_unescape(described[0]),
                 source=_unescape(described[1]),
                 device_minor=int(fields[2].split(b":")[1]),
+                root=Path(_unescape(fields[3])),
             )
         )
     return mounts
@@ -78,6 +81,14 @@ def mount_at(mountpoint: Path) -> Mount | None:
     """Return what is mounted exactly at *mountpoint* (absolute), the upper one of several."""
     found = [mount for mount in all_mounts() if mount.mountpoint == mountpoint]
     return found[-1] if found else None
+
+
+def mount_holding(path: Path) -> Mount | None:
+    """Return the mount that *path* (absolute, without links) is in."""
+    found = [mount for mount in all_mounts() if path.is_relative_to(mount.mountpoint)]
+    longest = max((len(mount.mountpoint.parts) for mount in found), default=0)
+    deepest = [mount for mount in found if len(mount.mountpoint.parts) == longest]
+    return deepest[-1] if deepest else None
 
 
 def mounts_of(store: Path) -> list[Mount]:

@@ -2,8 +2,8 @@
 
 A sealed file's new inode names the same content. A file that is staged and not
 sealed yet shares its staged copy, which is frozen by that (see staging.py): who
-writes either of the two makes a copy first. Only a file that a program can write
-past us at this moment is sealed as it is now, which reads its bytes.
+writes either of the two makes a copy first. Only a file that a program has open
+and can write past us is sealed as it is now, which reads its bytes.
 
 A tree is made below a directory that has no name, so nobody sees it before it is
 whole, in transactions of a few ms with a turn for others between them; the last
@@ -44,9 +44,12 @@ _BATCH = 512
 Announce = Callable[[bytes, int, bytes, int], Awaitable[None]]
 """Tells the kernel of a name that we made: path, directory, name, inode. See `Cloner.announce`."""
 
+WriteBack = Callable[[int], Awaitable[None]]
+"""Has the kernel send us what it has of a nodeid. See `Cloner.write_back`."""
 
-async def _nobody_to_tell(path: bytes, parent: int, name: bytes, inode: int) -> None:
-    """There is no kernel."""
+
+async def _without_a_kernel(*_: object) -> None:
+    """There is nobody to tell or to ask."""
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ class _Batch:
     staged: list[tuple[LiveFile, Inode]] = field(default_factory=list)
     """(file, its clone) of those that are to share a staged copy."""
     written: list[LiveFile] = field(default_factory=list)
-    """Files that programs write past us just now."""
+    """Files that are open for writing: see `_settle`."""
 
 
 class Cloner:
@@ -117,8 +120,10 @@ class Cloner:
         self._staging = staging
         self._files = files
         self._sealer = sealer
-        self.announce: Announce = _nobody_to_tell
+        self.announce: Announce = _without_a_kernel
         """Called when a clone has its name; returns when programs see what it means now."""
+        self.write_back: WriteBack = _without_a_kernel
+        """Called for a file that is open for writing: a mapping may hold bytes that we have not."""
 
     async def clone(
         self,
@@ -174,20 +179,27 @@ class Cloner:
         return _Job(source_way[-1].id, target_way[-1].id, name, replaces)
 
     async def _make(self, job: _Job, progress: Callable[[int, int], None]) -> Inode | None:
-        sealed: set[LiveFile] = set()
+        settled: set[LiveFile] = set()
         while True:
             batch = self._gather(job)
-            unsealed = [file for file in batch.written if file not in sealed]
-            if unsealed:
-                await self._sealer.seal(unsealed, wait=True)
-                sealed.update(unsealed)
+            unsettled = [file for file in batch.written if file not in settled]
+            if unsettled:
+                await self._settle(unsettled)
+                settled.update(unsettled)
                 continue  # anything may have changed meanwhile
-            sealed.clear()
+            settled.clear()
             replaced = self._commit(job, batch)
             if not job.pending:
                 return replaced
             progress(job.cloned.files + job.cloned.directories, 0)
             await trio.lowlevel.checkpoint()
+
+    async def _settle(self, files: list[LiveFile]) -> None:
+        """Get hold of the bytes of files that are open for writing."""
+        for file in files:
+            if not file.is_passed_through:
+                await self.write_back(file.nodeid)
+        await self._sealer.seal([file for file in files if file.is_passed_through], wait=True)
 
     async def _remove(self, directory: Inode) -> None:
         """Remove a directory without a name, and all below it."""
@@ -253,12 +265,13 @@ class Cloner:
 
     def _consider_staged(self, batch: _Batch, source: int, clone: Inode) -> None:
         file = self._table.live(source)
+        if file is not None and file.writers:
+            batch.written.append(file)
         if file is None or file.staged is None or not file.is_dirty:
             return  # the row says it all
         if file.is_passed_through:
             if file.writers:
-                batch.written.append(file)
-                return
+                return  # so it does when the file has been sealed
             file.refresh()
         batch.staged.append((file, clone))
         clone.atime_ns, clone.mtime_ns = file.inode.atime_ns, file.inode.mtime_ns

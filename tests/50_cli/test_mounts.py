@@ -46,6 +46,25 @@ def test_optional_fields_may_be_none_or_many() -> None:
     assert [mount.source for mount in mounts.parse_mountinfo(lines)] == ["x", "y"]
 
 
+def test_a_path_is_in_the_deepest_mount_that_came_last(mountinfo: Path) -> None:
+    add(mountinfo, "/mnt/a", "/var/a")
+    add(mountinfo, "/mnt/a/b", "/var/b")
+    add(mountinfo, "/mnt/a/b", "/var/c")
+    for path, store in (("/mnt/a/x", "/var/a"), ("/mnt/a/bc", "/var/a"), ("/mnt/a/b", "/var/c")):
+        mount = mounts.mount_holding(Path(path))
+        assert mount is not None
+        assert mount.store == Path(store)
+    mount = mounts.mount_holding(Path("/mnt"))
+    assert mount is not None
+    assert not mount.is_agentfs
+
+
+def test_a_bind_mount_says_which_part_it_is() -> None:
+    line = rb"1 2 0:3 /agents/a\0401 /srv/a rw - fuse.agentfs /var/a rw"
+    (mount,) = mounts.parse_mountinfo(line)
+    assert mount.root == Path("/agents/a 1")
+
+
 def test_a_target_is_found_by_mountpoint_and_by_store(mountinfo: Path) -> None:
     add(mountinfo, "/mnt/a", "/var/a")
     expected = mounts.Target(Path("/var/a"), Path("/mnt/a"))
