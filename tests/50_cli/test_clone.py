@@ -107,7 +107,7 @@ def test_who_may_not_read_or_write_is_told_so(
 ) -> None:
     script = (
         "import os, sys, agentfs.cli.clone; from agentfs.cli import main, arguments;"
-        "arguments.build_parser(); os.setgroups([]); os.setuid(65534);"
+        "arguments.build_parser(); os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         "sys.exit(main(sys.argv[1:]))"
     )
     for above in (*mounted.path.parents, mounted.path):
