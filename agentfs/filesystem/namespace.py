@@ -317,7 +317,6 @@ class Namespace:
             inode.parent = parent
         lost = int(victim is not None and victim.is_directory)
         self._touch(directory, now, subdirectories=int(inode.is_directory) - lost)
-        self._table.changed(parent)
         return detached
 
     def empty(self, directory: int, limit: int) -> list[Detached]:

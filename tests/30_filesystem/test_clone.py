@@ -339,6 +339,21 @@ async def test_a_tree_replaces_anything_at_one_moment(
     assert count == 1 + 2 * 17, "nothing is left of what was replaced"
 
 
+async def test_names_of_one_file_in_a_replaced_directory_go_together(shell: Shell) -> None:
+    for path in ("/src", "/dst"):
+        shell.mkdir(path)
+        await shell.write(f"{path}/a", BYTES)
+    for number in range(3):
+        shell.link("/dst/a", f"/dst/b{number}")
+    shell.link("/dst/a", "/outside")
+    await shell.clone("/src", "/dst", replaces=True)
+    assert shell.attributes("/outside").nlink == 1
+    shell.unlink("/outside")
+    checked(shell)
+    (count,) = shell.volume.index.execute("SELECT count(*) FROM inode").fetchone()
+    assert count == 5
+
+
 async def test_a_directory_that_was_replaced_takes_no_names_any_more(
     shell: Shell, small_batches: None
 ) -> None:
