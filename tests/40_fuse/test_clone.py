@@ -100,14 +100,14 @@ def test_what_is_written_to_one_never_shows_in_the_other(
         before = other.stat()
         expected[written], expected[other] = change(written), BYTES
         assert other.stat().st_mtime_ns == before.st_mtime_ns
-    for _ in ("as it is", "sealed", "mounted again"):
+    for when in ("as it is", "sealed", "mounted again"):
         for path, data in expected.items():
             assert path.read_bytes() == data, path
             assert path.stat().st_size == len(data), path
         for file, path in readers:
             found = os.pread(file.fileno(), 1 << 20, 0)
             assert found in (BYTES, expected[path]), path
-        if _ == "as it is":
+        if when == "as it is":
             mounted.agentfs("sync", mounted.path)
         else:
             for file, _path in readers:
