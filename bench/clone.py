@@ -24,7 +24,7 @@ MIB = 1 << 20
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     made = parser("clone", __doc__)
-    add_targets(made, "btrfs,agentfs,agentfs-relay")
+    add_targets(made, "btrfs,agentfs,agentfs-plain")
     made.add_argument("--megabytes", type=int, default=1024, help="of the file (default 1024)")
     made.add_argument("--files", type=int, default=10_000, help="in the tree (default 10000)")
     made.add_argument("--rounds", type=int, default=9, help="clones of each (default 9)")

@@ -252,9 +252,7 @@ class Sealer:
 
     # In a worker thread
 
-    def _store_snapshots(
-        self, snapshots: list[_Snapshot], ids: dict[bytes, int]
-    ) -> list[NewBlock]:
+    def _store_snapshots(self, snapshots: list[_Snapshot], ids: dict[bytes, int]) -> list[NewBlock]:
         """Append what is new of the files; notes the *ids* of what is not."""
         packer = _Packer(self._store, self._room, self._pool, self._level, self._block_bytes, ids)
         small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]] = []
