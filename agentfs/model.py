@@ -42,6 +42,11 @@ class Inode:
     """The directory that holds it; directories only."""
 
     @property
+    def sectors(self) -> int:
+        """As st_blocks."""
+        return -(-(self.size - (self.holes or 0)) // SECTOR_BYTES)
+
+    @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.mode)
 

@@ -16,6 +16,7 @@ import trio
 
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.livefile import InodeTable, LiveFile
+from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.staging import StagedFile, Staging, copy_data, write_all
 from agentfs.index import Index
@@ -30,7 +31,7 @@ def needs_atime(inode: Inode, now_ns: int) -> bool:
     return atime <= inode.mtime_ns or atime <= inode.ctime_ns or now_ns - atime >= DAY_NS
 
 
-async def _turn(lock: trio.Semaphore) -> None:
+async def _turn(lock: Mutex) -> None:
     """Wait until whoever holds *lock* has let go."""
     async with lock:
         pass

@@ -66,6 +66,7 @@ class Relay(Protocol):
         uid: int,
         gid: int,
         size: int,
+        blocks: int,
         atime_ns: int,
         mtime_ns: int,
         ctime_ns: int,

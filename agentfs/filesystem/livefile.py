@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import trio
-
+from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
 from agentfs.model import SECTOR_BYTES, Inode
@@ -68,8 +67,8 @@ class LiveFile:
         self.handles = 0
         self.writers = 0
         """Handles among them that are open for writing."""
-        self._lock: trio.Semaphore | None = None
-        self._opening: trio.Semaphore | None = None
+        self._lock: Mutex | None = None
+        self._opening: Mutex | None = None
         self.may_be_sparse = False
         """The staged copy may have holes."""
         self.version = 0
@@ -83,21 +82,17 @@ class LiveFile:
         """(parent, name) it was made under, when known: similar files are sealed together."""
 
     @property
-    def lock(self) -> trio.Semaphore:
-        """Held while the file changes between staged and sealed.
-
-        A semaphore: who seals a thousand files at once holds as many, and a trio.Lock
-        looks through all that its task holds when it is released.
-        """
+    def lock(self) -> Mutex:
+        """Held while the file changes between staged and sealed."""
         if self._lock is None:  # most files never need one, and a lock costs as much as a file
-            self._lock = trio.Semaphore(1, max_value=1)
+            self._lock = Mutex()
         return self._lock
 
     @property
-    def opening(self) -> trio.Semaphore:
+    def opening(self) -> Mutex:
         """Held while it is decided what an opening program reads and writes; before `lock`."""
         if self._opening is None:
-            self._opening = trio.Semaphore(1, max_value=1)
+            self._opening = Mutex()
         return self._opening
 
     @property

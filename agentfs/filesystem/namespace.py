@@ -431,6 +431,7 @@ class Namespace:
         if plain != inode.mode:
             inode.mode = plain
             self._inodes.update_attributes(inode)
+            self._table.changed(inode.id)
 
     def drop_capabilities(self, inode: Inode) -> None:
         self._xattrs.remove(inode.id, _CAPABILITY)

@@ -23,7 +23,7 @@ import time
 
 import trio
 
-from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.contents import AT_ONCE_BYTES, ContentReader
 from agentfs.filesystem.files import DAY_NS, Files, Handle, allocated_bytes, needs_atime
 from agentfs.filesystem.images import Image, Images, Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
@@ -76,7 +76,7 @@ class PassthroughFiles(Files):
         while file.backing is not None and file.staged is not None and file.staged.is_frozen:
             if self._let_go(file):
                 return
-            if file.lock.value:
+            if not file.lock.is_held:
                 self._split(file, file.backing)
                 raise StaleNode
             async with file.lock:  # a seal reads the copy, and notes in the file what it sealed
@@ -96,6 +96,9 @@ class PassthroughFiles(Files):
     async def _attach_first(self, file: LiveFile, *, writes: bool, truncates: bool) -> None:
         if file.image is not None and not writes:
             self._attach_image(file, file.image)
+            return
+        if file.image is not None and not truncates and self._is_alone(file.image):
+            self._make_writable(file, file.image)
             return
         if file.image is not None and self.images.leave(file) is False:
             self._make_writable(file, file.image)  # a reader came between
@@ -139,6 +142,7 @@ class PassthroughFiles(Files):
             fresh_until_ns=0 if writes else _fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.any,
         )
+        self._put_attributes(file.nodeid, file.inode)
         staged.close()
 
     def _attach_image(self, file: LiveFile, image: Image) -> None:
@@ -151,9 +155,15 @@ class PassthroughFiles(Files):
             fresh_until_ns=_fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.any,
         )
+        self._put_attributes(file.nodeid, file.inode)
+
+    @staticmethod
+    def _is_alone(image: Image) -> bool:
+        """Whether an image may become the staged copy of the one file that uses it."""
+        return len(image.users) == 1 and not image.is_frozen
 
     def _make_writable(self, file: LiveFile, image: Image) -> None:
-        if len(image.users) > 1 or image.is_frozen:
+        if not self._is_alone(image):
             self._split(file, image.backing)
             raise StaleNode
         staged = self.images.give_up(image, file.inode.id)
@@ -186,7 +196,10 @@ class PassthroughFiles(Files):
             await super()._fill(fd, content, size)
             return
         with image.opened() as source:
-            await trio.to_thread.run_sync(copy_range, source, fd, 0, size)
+            if size <= AT_ONCE_BYTES:
+                copy_range(source, fd, 0, size)
+            else:
+                await trio.to_thread.run_sync(copy_range, source, fd, 0, size)
         os.ftruncate(fd, size)
 
     # Letting go
@@ -229,16 +242,21 @@ class PassthroughFiles(Files):
 
     def _directory_changed(self, directory: Inode) -> None:
         """Let the relay answer what the kernel asks after each change in a directory."""
+        self._put_attributes(directory.id, directory)
+
+    def _put_attributes(self, nodeid: int, inode: Inode) -> None:
+        """Let the relay answer what the kernel asks next."""
         self._relay.put_attr(
-            directory.id,
-            directory.mode,
-            directory.nlink,
-            directory.uid,
-            directory.gid,
-            0,
-            directory.atime_ns,
-            directory.mtime_ns,
-            directory.ctime_ns,
+            nodeid,
+            inode.mode,
+            inode.nlink,
+            inode.uid,
+            inode.gid,
+            inode.size,
+            inode.sectors,
+            inode.atime_ns,
+            inode.mtime_ns,
+            inode.ctime_ns,
             CACHE_S,
         )
 

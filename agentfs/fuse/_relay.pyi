@@ -55,6 +55,7 @@ class Relay:
         uid: int,
         gid: int,
         size: int,
+        blocks: int,
         atime_ns: int,
         mtime_ns: int,
         ctime_ns: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyfuse3 import EntryAttributes
 
-from agentfs.model import CACHE_S, SECTOR_BYTES, Inode
+from agentfs.model import CACHE_S, Inode
 
 _BLOCK_BYTES = 4096
 
@@ -24,9 +24,9 @@ def entry_attributes(inode: Inode, nodeid: int) -> EntryAttributes:
     entry.st_nlink = inode.nlink
     entry.st_uid = inode.uid
     entry.st_gid = inode.gid
-    entry.st_size = size = inode.size
+    entry.st_size = inode.size
     entry.st_blksize = _BLOCK_BYTES
-    entry.st_blocks = -(-(size - (inode.holes or 0)) // SECTOR_BYTES)
+    entry.st_blocks = inode.sectors
     if inode.rdev is not None:
         entry.st_rdev = inode.rdev
     entry.st_atime_ns = inode.atime_ns

@@ -314,11 +314,12 @@ static PyObject *relay_put_attr_method(PyObject *object, PyObject *args)
     struct fuse_attr *attr = &out.attr;
     unsigned long long nodeid;
     unsigned long long size;
+    unsigned long long blocks;
     long long times_ns[3];
     double valid_s;
 
-    if (relay == NULL || !PyArg_ParseTuple(args, "KIIIIKLLLd:put_attr", &nodeid, &attr->mode,
-                                           &attr->nlink, &attr->uid, &attr->gid, &size,
+    if (relay == NULL || !PyArg_ParseTuple(args, "KIIIIKKLLLd:put_attr", &nodeid, &attr->mode,
+                                           &attr->nlink, &attr->uid, &attr->gid, &size, &blocks,
                                            &times_ns[0], &times_ns[1], &times_ns[2], &valid_s))
         return NULL;
     if (nodeid == 0 || !(valid_s >= 0)) {
@@ -327,7 +328,7 @@ static PyObject *relay_put_attr_method(PyObject *object, PyObject *args)
     }
     attr->ino = nodeid;
     attr->size = size;
-    attr->blocks = size / 512 + (size % 512 != 0);
+    attr->blocks = blocks;
     set_time(times_ns[0], &attr->atime, &attr->atimensec);
     set_time(times_ns[1], &attr->mtime, &attr->mtimensec);
     set_time(times_ns[2], &attr->ctime, &attr->ctimensec);
@@ -577,13 +578,13 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     put_attr_doc,
-    "put_attr($self, nodeid, mode, nlink, uid, gid, size, atime_ns, mtime_ns, ctime_ns, valid_s, "
-    "/)\n--\n\n"
+    "put_attr($self, nodeid, mode, nlink, uid, gid, size, blocks, atime_ns, mtime_ns, ctime_ns, "
+    "valid_s, /)\n--\n\n"
     "Answer GETATTR of *nodeid*, attached or not, from this until it changes.\n\n"
     "Within the handler of a change: it is the newer. Which requests end it is in\n"
     "docs/RELAY.md; for what they do not say call attr_changed(). 4096 nodeids that are not\n"
     "attached are remembered.\n\n"
-    ":param size: bytes, without holes\n"
+    ":param blocks: of 512 bytes\n"
     ":param valid_s: how long the kernel need not ask again");
 
 PyDoc_STRVAR(set_ino_doc, "set_ino($self, nodeid, ino)\n--\n\n"

@@ -101,7 +101,7 @@ class Relayed(pyfuse3.Operations):
         """Attributes of that inode, told by their size."""
         node = self.nodes[nodeid]
         times_ns = [node.times_ns] * 3
-        self.relay.put_attr(nodeid, node.mode, node.names, 0, 0, size, *times_ns, valid_s)
+        self.relay.put_attr(nodeid, node.mode, node.names, 0, 0, size, 0, *times_ns, valid_s)
 
     def _attach(self, node: Node) -> None:
         if self.relay is not None:
