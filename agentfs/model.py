@@ -39,7 +39,7 @@ class Inode:
     target: bytes | None = None
     """What a symbolic link points at."""
     parent: int | None = None
-    """The directory that holds it; directories only."""
+    """The directory that holds it; of a file that never had a name, where it was opened."""
 
     @property
     def sectors(self) -> int:
@@ -49,6 +49,16 @@ class Inode:
     @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_unnamed(self) -> bool:
+        """A file opened with O_TMPFILE that has got no name yet."""
+        return self.nlink == 0 and self.parent is not None and self.is_regular
+
+    @property
+    def is_doomed(self) -> bool:
+        """No name leads to it, and none will."""
+        return self.nlink == 0 and not self.is_unnamed
 
     @property
     def is_regular(self) -> bool:

@@ -17,6 +17,7 @@ from agentfs.chunks._native import (
     Store,
     crc32c,
     cut,
+    fallocate,
     params_for_size,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "Store",
     "crc32c",
     "cut",
+    "fallocate",
     "params_for_size",
 ]

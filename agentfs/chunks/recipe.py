@@ -76,11 +76,11 @@ class Recipe:
     def is_sparse(self) -> bool:
         return HOLE in self._ids or HOLE_GIB in self._ids
 
-    def extents(self, size: int) -> Iterator[tuple[int, int, bool]]:
-        """(start, length, whether it is a hole) of the runs that make the first *size* bytes."""
-        start = length = 0
+    def extents(self, size: int, offset: int = 0) -> Iterator[tuple[int, int, bool]]:
+        """(start, length, whether it is a hole) of the runs that make *size* bytes."""
+        start, length = offset, 0
         was_hole = False
-        for chunk, _, taken in self.parts(0, size):
+        for chunk, _, taken in self.parts(offset, size):
             is_hole = chunk is None
             if is_hole != was_hole and length:
                 yield start, length, was_hole

@@ -7,6 +7,7 @@ looks again.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 
@@ -111,6 +112,33 @@ class ContentReader:
         os.ftruncate(fd, size)
         if size == recipe.size and hasher.digest() != recipe.digest:
             raise ContentDamaged(content, recipe.digest, hasher.digest())
+
+    async def read_extent(self, content: int, offset: int, size: int) -> tuple[int, bytes | None]:
+        """How far data, or a hole, reaches from *offset* on, and the data; None: a hole.
+
+        At most *size* bytes, and not much data at once.
+
+        :raises KeyError: there is no such content any more
+        """
+        _, length, is_hole = next(self.recipe(content).extents(size, offset))
+        if is_hole:
+            return length, None
+        data = await self.read(content, offset, min(length, _WINDOW_BYTES))
+        return len(data), data
+
+    def seek(self, content: int, offset: int, *, hole: bool) -> int:
+        """Where the next hole, or the next data, is from *offset* on; all ends with a hole.
+
+        :raises OSError: ENXIO, when there is none
+        """
+        size = self.recipe(content).size
+        if 0 <= offset < size:
+            for start, _, is_hole in self.recipe(content).extents(size - offset, offset):
+                if is_hole == hole:
+                    return start
+            if hole:
+                return size
+        raise OSError(errno.ENXIO, "neither data nor a hole from there on")
 
 
 def _copy_window(fd: int, hasher: ContentHasher, data: bytes, offset: int) -> None:

@@ -8,9 +8,12 @@ copy, which `LiveFile.lock` covers.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import trio
 
@@ -18,11 +21,57 @@ from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.namespace import Namespace
-from agentfs.filesystem.staging import StagedFile, Staging, copy_data, write_all
+from agentfs.filesystem.staging import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FALLOC_ZERO_RANGE,
+    StagedFile,
+    Staging,
+    allocate,
+    copy_data,
+    copy_extents,
+    make_hole,
+    write_all,
+)
 from agentfs.index import Index
 from agentfs.model import Inode
 
 DAY_NS = 24 * 3600 * 10**9
+
+_ALLOCATIONS = {
+    0,
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE,
+    FALLOC_ZERO_RANGE,
+    FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE,
+}
+
+_COPIED_AT_ONCE = 64 << 20
+"""By one copy: 10 ms at the speed of memory."""
+
+_COPIED_BY_LOOP = 8 << 20
+"""By one that keeps the event loop busy."""
+
+_BRIEF_BYTES = 1 << 20
+"""Moved or looked through within 100 us: a thread would cost as much."""
+
+Result = TypeVar("Result")
+
+
+async def _off_loop(size: int, work: Callable[..., Result], *args: object) -> Result:
+    """Do work on so many bytes, in a thread if it may take long."""
+    if size <= _BRIEF_BYTES:
+        return work(*args)
+    return await trio.to_thread.run_sync(work, *args)
+
+
+async def _change(file: LiveFile, size: int, work: Callable[..., Result], *args: object) -> Result:
+    """The same for work that changes the staged copy.
+
+    What the kernel writes past us is neither moved nor shared with a clone while it is
+    open for writing. Any other may be at every await, so it changes without one.
+    """
+    return await _off_loop(size if file.is_passed_through else 0, work, *args)
 
 
 def needs_atime(inode: Inode, now_ns: int) -> bool:
@@ -35,11 +84,6 @@ async def _turn(lock: Mutex) -> None:
     """Wait until whoever holds *lock* has let go."""
     async with lock:
         pass
-
-
-def allocated_bytes(inode: Inode) -> int:
-    """What a staged file takes of tmpfs, to the page."""
-    return inode.size - (inode.holes or 0)
 
 
 class Handle:
@@ -157,14 +201,9 @@ class Files:
         if not handle.is_privileged:
             self._namespace.drop_privileges(file.inode)
         end = offset + len(data)
-        growth = end - file.inode.size
         if offset > file.inode.size:
             file.may_be_sparse = True
-        if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
-            await self._move_to_disk(file, staged)
-            staged = await self._own(file)
-        if staged.on_disk:
-            self._staging.room.require(growth)
+        staged = await self._make_room(file, staged, end - file.inode.size)
         try:
             staged = await self._write_staged(file, staged, data, offset)
         except OSError:
@@ -173,10 +212,29 @@ class Files:
             raise
         file.touch(time.time_ns())
         file.inode.size = max(end, file.inode.size)
-        if file.may_be_sparse:
-            file.inode.holes = self._staging.hole_bytes(staged)
-        self._staging.count(staged, allocated_bytes(file.inode))
+        self._recount(file, staged)
         return len(data)
+
+    def _recount(self, file: LiveFile, staged: StagedFile) -> None:
+        """Note what a staged copy takes that is as long as the file."""
+        taken = file.inode.size
+        if file.may_be_sparse:
+            taken = self._staging.taken_bytes(staged)
+            holes = file.inode.size - taken
+            file.inode.holes = holes if holes > 0 else None
+        self._staging.count(staged, taken)
+
+    async def _make_room(self, file: LiveFile, staged: StagedFile, growth: int) -> StagedFile:
+        """The staged copy, with room to grow by so many bytes, on tmpfs or on disk.
+
+        :raises OSError: ENOSPC
+        """
+        if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
+            await self._move_to_disk(file, staged)
+            staged = await self._own(file)
+        if staged.on_disk:
+            self._staging.room.require(growth)
+        return staged
 
     async def _write_staged(
         self, file: LiveFile, staged: StagedFile, data: bytes, offset: int
@@ -275,14 +333,131 @@ class Files:
         if size > file.inode.size:
             file.may_be_sparse = True
         file.inode.size = size
-        file.inode.holes = self._staging.hole_bytes(staged) if file.may_be_sparse else None
-        self._staging.count(staged, allocated_bytes(file.inode))
+        file.inode.holes = None
+        self._recount(file, staged)
         file.touch(time.time_ns())
 
     def share(self, file: LiveFile, inode_id: int) -> StagedFile:
         """Give another inode the staged copy of a file; neither writes it in place any more."""
         assert file.staged is not None
         return self._staging.share(file.staged, inode_id)
+
+    # What only some programs ask for
+
+    async def allocate(
+        self, file: LiveFile, mode: int, offset: int, length: int, *, is_privileged: bool
+    ) -> None:
+        """fallocate(2) of a file that is open for writing.
+
+        Room is reserved in the staged copy: what is sealed takes what its bytes take.
+
+        :raises OSError: ENOSPC, when all of it does not fit; nothing has changed then
+        """
+        if mode not in _ALLOCATIONS:
+            raise OSError(errno.EOPNOTSUPP, "no such way to allocate")
+        staged = await self._writable(file, is_privileged=is_privileged)
+        if not mode & FALLOC_PUNCH_HOLE:
+            most = max(file.inode.size, offset + length)
+            growth = min(length, most - self._staging.taken_bytes(staged))
+            staged = await self._make_room(file, staged, growth)
+            if not staged.on_disk and growth > 0 and not self._staging.fits(growth):
+                raise OSError(errno.ENOSPC, "no room to reserve")
+        with self._rewriting(file, staged) as fd:
+            await _change(file, length, allocate, fd, mode, offset, length)
+            os.utime(fd, ns=(file.inode.atime_ns, time.time_ns()))
+
+    async def copy_range(
+        self,
+        source: LiveFile,
+        start: int,
+        target: LiveFile,
+        at: int,
+        length: int,
+        *,
+        is_privileged: bool,
+    ) -> int:
+        """copy_file_range(2) to a file open for writing; how much, less than *length* if long."""
+        if source.is_passed_through:
+            source.refresh()
+        most = _COPIED_AT_ONCE if target.is_passed_through else _COPIED_BY_LOOP
+        end = min(start + min(length, most), source.inode.size)
+        if end <= start:
+            return 0
+        await self._writable(target, is_privileged=is_privileged)
+        with self._opened(source) as fd:
+            if fd is not None:
+                staged = await self._grown(target, at + end - start)
+                with self._rewriting(target, staged) as to:
+                    size = end - start
+                    return await _change(target, size, copy_extents, fd, to, start, end, at - start)
+        try:
+            return await self._copy_content(source, start, end, target, at)
+        except KeyError:
+            # It was replaced and collected meanwhile: what is there now is as good.
+            return await self.copy_range(
+                source, start, target, at, length, is_privileged=is_privileged
+            )
+
+    async def _copy_content(
+        self, source: LiveFile, start: int, end: int, target: LiveFile, at: int
+    ) -> int:
+        """Copy what is in no file: a hole, or some bytes."""
+        content = source.inode.content
+        assert content is not None, "it has bytes"
+        size, data = await self._contents.read_extent(content, start, end - start)
+        staged = await self._grown(target, at + size)
+        with self._rewriting(target, staged) as to:
+            if data is None:
+                make_hole(to, at, size)
+            else:
+                write_all(to, data, at)
+        return size
+
+    async def _grown(self, file: LiveFile, end: int) -> StagedFile:
+        """The staged copy, with room for a file that ends there."""
+        return await self._make_room(file, await self._own(file), end - file.inode.size)
+
+    async def seek(self, file: LiveFile, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE.
+
+        :raises OSError: ENXIO, when there is none from *offset* on
+        """
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise OSError(errno.EINVAL, "neither SEEK_DATA nor SEEK_HOLE")
+        with self._opened(file) as fd:
+            if fd is not None:
+                return await _off_loop(file.inode.size - offset, os.lseek, fd, offset, whence)
+        if file.inode.content is None:
+            raise OSError(errno.ENXIO, "empty")
+        return self._contents.seek(file.inode.content, offset, hole=whence == os.SEEK_HOLE)
+
+    async def _writable(self, file: LiveFile, *, is_privileged: bool) -> StagedFile:
+        """The staged copy of a file that is about to change."""
+        staged = await self._own(file)
+        if not is_privileged:
+            self._namespace.drop_privileges(file.inode)
+            self._namespace.drop_capabilities(file.inode)
+        if file.is_passed_through:
+            file.refresh()
+        return staged
+
+    @contextlib.contextmanager
+    def _rewriting(self, file: LiveFile, staged: StagedFile) -> Iterator[int]:
+        """A descriptor to change a staged copy by; then learn what became of it."""
+        try:
+            with staged.opened(os.O_RDWR) as fd:
+                yield fd
+        finally:
+            file.may_be_sparse = True
+            file.refresh()
+            self._recount(file, staged)
+            file.note_change()
+
+    @contextlib.contextmanager
+    def _opened(self, file: LiveFile) -> Iterator[int | None]:
+        """A descriptor of all its bytes; None: they are in no file."""
+        with contextlib.nullcontext() if file.staged is None else file.staged.opened() as fd:
+            yield fd
 
     def attributes_set(self, file: LiveFile) -> None:
         """A program set times: carry them over to the staged file, where a restart finds them."""

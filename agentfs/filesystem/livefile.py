@@ -238,6 +238,16 @@ class InodeTable:
         live = self._live.get(self._moved.get(nodeid, nodeid))
         return live if live is not None and live.nodeid == nodeid else None
 
+    def opened(self, nodeid: int) -> LiveFile:
+        """The file that who has *nodeid* open reads and writes.
+
+        :raises OSError: ESTALE, when nobody has
+        """
+        live = self._left.get(nodeid) or self.live_at(nodeid)
+        if live is None:
+            raise OSError(errno.ESTALE, "file is not open", nodeid)
+        return live
+
     @property
     def has_moved(self) -> bool:
         """Whether any nodeid differs from the number of its inode."""
@@ -337,12 +347,20 @@ class InodeTable:
 
     # Ends
 
+    def opened_unnamed(self, inode: Inode) -> None:
+        """An inode was made that has no name, and is being opened."""
+        self._unlinked.add(inode.id)
+
     def unlinked(self, inode: Inode, *, is_removed: bool) -> None:
         """The last name of an inode has gone, and its row as well if *is_removed*."""
         self._unlinked.add(inode.id)
         if is_removed:
             self._ghosts[inode.id] = inode
         self._retire(inode.id)
+
+    def linked(self, inode: Inode) -> None:
+        """An inode that was opened without a name has got one."""
+        self._unlinked.discard(inode.id)
 
     def is_ghost(self, inode_id: int) -> bool:
         """Known to the kernel, but without a row."""

@@ -122,33 +122,51 @@ class Namespace:
         """
         if len(name) > NAME_BYTES_MAX:
             raise OSError(errno.ENAMETOOLONG, "name too long")
-        now = time.time_ns()
-        is_directory = stat.S_ISDIR(mode)
         directory = self._living(parent)
+        inode = self._new_inode(directory, mode, caller)
+        inode.rdev = rdev
+        if target is not None:
+            inode.target = target
+            inode.size = len(target)
+        is_directory = inode.is_directory
+        if is_directory:
+            inode.parent = parent
+            inode.nlink = 2
+        with self._index.transaction:
+            self._dentries.insert(parent, name, inode.id)
+            self._inodes.insert(inode)
+            self._touch(directory, inode.mtime_ns, subdirectories=int(is_directory))
+        return inode
+
+    def create_unnamed(self, parent: int, mode: int, caller: Caller) -> Inode:
+        """A new regular file without a name (O_TMPFILE); `link` may give it one."""
+        inode = self._new_inode(self._living(parent), mode, caller)
+        inode.nlink = 0
+        inode.parent = parent
+        with self._index.transaction:
+            self._inodes.insert(inode)
+        self._table.opened_unnamed(inode)
+        return inode
+
+    def _new_inode(self, directory: Inode, mode: int, caller: Caller) -> Inode:
+        """One to be made in *directory*, with one link."""
+        now = time.time_ns()
         gid = caller.gid
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
-            if is_directory:
+            if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
-        inode = Inode(
+        return Inode(
             id=self._inodes.allocate(),
             mode=mode,
             uid=caller.uid,
             gid=gid,
-            nlink=2 if is_directory else 1,
-            size=len(target) if target is not None else 0,
+            nlink=1,
+            size=0,
             atime_ns=now,
             mtime_ns=now,
             ctime_ns=now,
-            rdev=rdev,
-            target=target,
-            parent=parent if is_directory else None,
         )
-        with self._index.transaction:
-            self._dentries.insert(parent, name, inode.id)
-            self._inodes.insert(inode)
-            self._touch(directory, now, subdirectories=int(is_directory))
-        return inode
 
     def _touch(self, directory: Inode, now_ns: int, *, subdirectories: int = 0) -> None:
         """Stamp a directory whose entries change. Last in a transaction: it cannot fail."""
@@ -160,14 +178,22 @@ class Namespace:
     def link(self, inode_id: int, parent: int, name: bytes) -> Inode:
         """One more name for an inode."""
         inode = self._table.get(inode_id)
-        if inode.nlink == 0:
+        if inode.nlink == 0 and not inode.is_unnamed:
             raise OSError(errno.ENOENT, "inode has no name left")
         directory = self._living(parent)
         now = time.time_ns()
         with self._index.transaction:
             self._dentries.insert(parent, name, inode.id)
             self._inodes.set_links(inode.id, inode.nlink + 1, now)
+            if inode.is_unnamed:
+                self._inodes.set_parent(inode.id, None)
             self._touch(directory, now)
+        if inode.is_unnamed:
+            inode.parent = None
+            self._table.linked(inode)
+            live = self._table.live(inode.id)
+            if live is not None:
+                live.name = (parent, name)
         inode.nlink += 1
         inode.ctime_ns = now
         return inode

@@ -18,13 +18,16 @@ as long as anybody has the inode open:
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
+from collections.abc import Iterator
 
 import trio
 
 from agentfs.filesystem.contents import AT_ONCE_BYTES, ContentReader
-from agentfs.filesystem.files import DAY_NS, Files, Handle, allocated_bytes, needs_atime
+from agentfs.filesystem.files import DAY_NS, Files, Handle, needs_atime
 from agentfs.filesystem.images import Image, Images, Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
 from agentfs.filesystem.namespace import Namespace
@@ -134,6 +137,8 @@ class PassthroughFiles(Files):
         if file.backing is None:
             file.backing = self._relay.register(fd)
         file.is_passed_through = not staged.is_frozen
+        if writes:
+            file.may_be_sparse = True
         self._relay.attach(
             file.nodeid,
             file.backing,
@@ -202,6 +207,44 @@ class PassthroughFiles(Files):
                 await trio.to_thread.run_sync(copy_range, source, fd, 0, size)
         os.ftruncate(fd, size)
 
+    # Bytes, when we move them
+
+    async def _make_room(self, file: LiveFile, staged: StagedFile, growth: int) -> StagedFile:
+        if not file.is_passed_through:
+            return await super()._make_room(file, staged, growth)
+        if growth > 0 and not self._staging.fits(growth):
+            await self._staging.wait_for_room(growth)  # it cannot move
+        return staged
+
+    async def copy_range(
+        self,
+        source: LiveFile,
+        start: int,
+        target: LiveFile,
+        at: int,
+        length: int,
+        *,
+        is_privileged: bool,
+    ) -> int:
+        if _is_kernels_alone(source):
+            raise OSError(errno.EOPNOTSUPP, "the kernel copies it then")
+        return await super().copy_range(
+            source, start, target, at, length, is_privileged=is_privileged
+        )
+
+    async def seek(self, file: LiveFile, offset: int, whence: int) -> int:
+        if not _is_kernels_alone(file):
+            return await super().seek(file, offset, whence)
+        if not 0 <= offset < file.inode.size:
+            raise OSError(errno.ENXIO, "beyond the end")
+        return offset if whence == os.SEEK_DATA else file.inode.size
+
+    @contextlib.contextmanager
+    def _opened(self, file: LiveFile) -> Iterator[int | None]:
+        image = file.image if file.staged is None else None
+        with super()._opened(file) if image is None else image.opened() as fd:
+            yield fd
+
     # Letting go
 
     def release(self, handle: Handle) -> None:
@@ -213,7 +256,7 @@ class PassthroughFiles(Files):
                 self._namespace.drop_capabilities(file.inode)
                 self._relay.attr_changed(file.nodeid)
             if file.staged is not None:
-                self._staging.count(file.staged, allocated_bytes(file.inode))
+                self._recount(file, file.staged)
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
         if handle.is_writer and not file.writers and file.is_passed_through and file.staged:
@@ -226,7 +269,7 @@ class PassthroughFiles(Files):
         for file in list(self._table.files()):
             if file.writers and file.is_passed_through and file.staged is not None:
                 file.refresh()
-                self._staging.count(file.staged, allocated_bytes(file.inode))
+                self._recount(file, file.staged)
         self.images.make_room(0)
         await self.images.collapse()
 
@@ -321,6 +364,11 @@ class PassthroughFiles(Files):
             file.backing = None
             file.image = None
         self.images.close()
+
+
+def _is_kernels_alone(file: LiveFile) -> bool:
+    """The name has moved away, and the staged copy with it; who has it open reads it still."""
+    return file.backing is not None and file.staged is None
 
 
 def _fresh_until_ns(inode: Inode) -> int:

@@ -164,7 +164,7 @@ class Sealer:
 
     async def fsync(self, file: LiveFile) -> None:
         """Return when the file's bytes, and every name committed so far, survive a power cut."""
-        if file.is_dirty and file.inode.nlink:
+        if file.is_dirty and not file.inode.is_doomed:
             ticket = _Ticket()
             self._urgent.append((file, ticket))
             self._urgent_arrived.set()
@@ -237,7 +237,10 @@ class Sealer:
             snapshots = [
                 _Snapshot(file, file.version, file.staged.path)
                 for file in files
-                if file in held and file.staged is not None and file.is_dirty and file.inode.nlink
+                if file in held
+                and file.staged is not None
+                and file.is_dirty
+                and not file.inode.is_doomed
             ]
             if snapshots:
                 async with self._gate.shared():
@@ -408,7 +411,7 @@ class Sealer:
                 contents = [
                     (snapshot, self._record_file(snapshot, ids))
                     for snapshot in group
-                    if snapshot.digest and snapshot.file.inode.nlink
+                    if snapshot.digest and not snapshot.file.inode.is_doomed
                 ]
             for snapshot, content in contents:
                 self._note(snapshot, content)

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import trio
 
+from agentfs.chunks import fallocate
 from agentfs.config import ram_bytes
 from agentfs.errors import StoreUnusable
 from agentfs.filesystem.room import Room
@@ -42,11 +43,18 @@ OWN_TMPFS = Path("/run/agentfs")
 """Below it each store mounted by root has a tmpfs of its own."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
+FALLOC_KEEP_SIZE = 1
+FALLOC_PUNCH_HOLE = 2
+FALLOC_ZERO_RANGE = 16
+"""Modes of fallocate(2), from linux/falloc.h."""
+
 _INCOMPLETE = ".tmp"
 _IMAGES = "images"
 _OWNER = "store"
 _NOT_STAGED = {_IMAGES, _OWNER}
 _COPY_BYTES = 1 << 20
+_PIECE_BYTES = 8 << 20
+"""Copied before a failure counts."""
 _ROOM_TRIES = 4
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _FROZEN_MODE = 0o400
@@ -136,9 +144,9 @@ class StagedFile:
         return self.fd
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
-        """A descriptor open for reading that no close() takes away meanwhile."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+    def opened(self, access: int = os.O_RDONLY) -> Iterator[int]:
+        """A descriptor that no close() takes away meanwhile."""
+        fd = os.open(self.path, access | os.O_CLOEXEC)
         try:
             yield fd
         finally:
@@ -287,15 +295,20 @@ class Staging:
         holes = status.st_size - status.st_blocks * SECTOR_BYTES
         return holes if holes > 0 else None
 
+    def taken_bytes(self, staged: StagedFile) -> int:
+        """What a staged file really takes: without holes, with what is reserved beyond its end."""
+        status = os.stat(staged.path if staged.fd is None else staged.fd)
+        return status.st_blocks * SECTOR_BYTES
+
     def count_images(self, growth_bytes: int) -> None:
         """Note that images take so much more, or less, of tmpfs."""
         self.used_bytes += growth_bytes
         self.image_bytes += growth_bytes
 
-    async def wait_for_room(self) -> None:
-        """Return when tmpfs is within its budget, or when sealing does not get it there."""
-        for _ in range(_ROOM_TRIES):
-            if self.fits(0):
+    async def wait_for_room(self, wanted_bytes: int = 0) -> None:
+        """Return when tmpfs may take so much more, or when sealing does not get it there."""
+        for _ in range(_ROOM_TRIES if wanted_bytes <= self.budget_bytes else 0):
+            if self.fits(wanted_bytes):
                 return
             self.is_wanted.set()
             await self.was_made.wait()
@@ -388,20 +401,20 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
-def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of what is not a hole in the first *size* bytes, in order."""
-    end = 0
-    while end < size:
+def data_extents(fd: int, end: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is not a hole from *start* to *end*, in order."""
+    position = start
+    while position < end:
         try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
+            found = os.lseek(fd, position, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return
             raise
-        if start >= size:
+        if found >= end:
             return
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        yield start, end
+        position = min(os.lseek(fd, found, os.SEEK_HOLE), end)
+        yield found, position
 
 
 def copy_data(source: int, target: int, size: int) -> None:
@@ -411,14 +424,66 @@ def copy_data(source: int, target: int, size: int) -> None:
     os.ftruncate(target, size)
 
 
-def copy_range(source: int, target: int, start: int, end: int) -> None:
-    """Copy bytes *start* to *end* to the same place of another file."""
-    while start < end:
-        data = os.pread(source, min(_COPY_BYTES, end - start), start)
-        if not data:
-            return
-        write_all(target, data, start)
-        start += len(data)
+def copy_range(source: int, target: int, start: int, end: int, ahead: int = 0) -> int:
+    """Copy bytes *start* to *end*, to *ahead* of there in another file; how many there were."""
+    position = start
+    try:
+        while position < end:
+            copied = os.copy_file_range(source, target, end - position, position, position + ahead)
+            if not copied:
+                break
+            position += copied
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP):
+            raise
+        while position < end:  # from tmpfs to disk, or back
+            data = os.pread(source, min(_COPY_BYTES, end - position), position)
+            if not data:
+                break
+            write_all(target, data, position + ahead)
+            position += len(data)
+    return position - start
+
+
+def copy_extents(source: int, target: int, start: int, end: int, ahead: int) -> int:
+    """Like `copy_range`, but holes become holes, and what was copied before a failure counts.
+
+    :raises OSError: nothing could be copied
+    """
+    position = start
+    try:
+        for data_start, data_end in data_extents(source, end, start):
+            make_hole(target, position + ahead, data_start - position)
+            position = data_start
+            while position < data_end:
+                piece_end = min(position + _PIECE_BYTES, data_end)
+                position += copy_range(source, target, position, piece_end, ahead)
+                if position < piece_end:  # it was cut short meanwhile
+                    return position - start
+        make_hole(target, position + ahead, end - position)
+    except OSError:
+        if position == start:
+            raise
+        return position - start
+    return end - start
+
+
+def make_hole(fd: int, start: int, length: int) -> None:
+    """Make a range read as zeros and take no room; beyond its end the file grows."""
+    size = os.fstat(fd).st_size
+    inside = min(size, start + length) - start
+    if inside > 0:
+        fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, inside)
+    if length and start + length > size:
+        os.ftruncate(fd, start + length)
+
+
+def allocate(fd: int, mode: int, start: int, length: int) -> None:
+    """fallocate(2), with FALLOC_FL_ZERO_RANGE also where there is none, as on tmpfs."""
+    if mode & FALLOC_ZERO_RANGE:
+        fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, length)
+        mode &= FALLOC_KEEP_SIZE
+    fallocate(fd, mode, start, length)
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:

@@ -167,7 +167,8 @@ class Volume:
         due = [
             file
             for file in self.table.staged_files()
-            if is_due(file, now, rest_s=rest_s, open_rest_s=self._profile.seal.open_rest_s)
+            if file.inode.nlink
+            and is_due(file, now, rest_s=rest_s, open_rest_s=self._profile.seal.open_rest_s)
         ]
         if due:
             await self._seal(due, now)
@@ -198,6 +199,8 @@ class Volume:
         """After the mount is gone: remove what no name leads to, and seal the rest."""
         self.files.abandon()
         self.table.abandon_kernel_state()
+        for file in list(self.table.staged_files()):
+            self.files.unstage_if_sealed(file)  # its copy was kept for who had it open for writing
         await self.sync(lambda done, total: None)
 
     async def collect(self, progress: Progress) -> dict[str, int]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+
 from pyfuse3 import EntryAttributes
 
 from agentfs.model import CACHE_S, Inode
 
 _BLOCK_BYTES = 4096
+
+_ENTRY = struct.Struct("=4Q2I6Q10I")
+"""struct fuse_entry_out."""
 
 MISSING = EntryAttributes()
 """A name that means nothing; the kernel remembers that as well."""
@@ -33,3 +38,16 @@ def entry_attributes(inode: Inode, nodeid: int) -> EntryAttributes:
     entry.st_mtime_ns = inode.mtime_ns
     entry.st_ctime_ns = inode.ctime_ns
     return entry
+
+
+def packed_entry(inode: Inode, nodeid: int) -> bytes:
+    """The same as the kernel has it, for replies that do not pass through pyfuse3."""
+    atime_s, atime_ns = divmod(inode.atime_ns, 10**9)
+    mtime_s, mtime_ns = divmod(inode.mtime_ns, 10**9)
+    ctime_s, ctime_ns = divmod(inode.ctime_ns, 10**9)
+    return _ENTRY.pack(
+        *(nodeid, 0, int(CACHE_S), int(CACHE_S), 0, 0),
+        *(nodeid, inode.size, inode.sectors),
+        *(atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns),
+        *(inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev or 0, _BLOCK_BYTES, 0),
+    )

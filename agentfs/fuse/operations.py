@@ -38,7 +38,7 @@ class Operations(pyfuse3.Operations):
 
     def __init__(self, volume: Volume) -> None:
         super().__init__()
-        self._volume = volume
+        self.volume = volume
         self._names = volume.namespace
         self._files = volume.files
         self._table = volume.table
@@ -215,11 +215,34 @@ class Operations(pyfuse3.Operations):
             raise
         return self._file_info(handle), self._new_entry(inode)
 
+    async def tmpfile(
+        self, parent: int, mode: int, flags: int, caller: Caller
+    ) -> tuple[int, int, Inode]:
+        """Open a new file without a name: its handle's number, its nodeid, the inode.
+
+        Not called by pyfuse3, see `relay_operations`.
+        """
+        if self._files.is_short_of_room():
+            await self._files.prepare_room()
+        inode = self._names.create_unnamed(parent, mode, caller)
+        handle = self._files.open(inode, flags, is_privileged=caller.uid == 0)
+        try:
+            self._files.prepare_new(handle.file)
+        except BaseException:
+            self._files.release(handle)
+            raise
+        nodeid = self._table.nodeid(inode.id)
+        self._table.looked_up(nodeid)
+        return self._numbered(handle), nodeid, inode
+
     def _file_info(self, handle: Handle) -> FileInfo:
+        # Pages the kernel has are right, but a read must reach us once for its time to be kept.
+        return FileInfo(fh=self._numbered(handle), keep_cache=not handle.records_atime)
+
+    def _numbered(self, handle: Handle) -> int:
         self._last_handle += 1
         self._handles[self._last_handle] = handle
-        # Pages the kernel has are right, but a read must reach us once for its time to be kept.
-        return FileInfo(fh=self._last_handle, keep_cache=not handle.records_atime)
+        return self._last_handle
 
     @answers_later
     async def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -237,9 +260,9 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         file = self._handles[fh].file if fh < RELAY_HANDLE else self._opened_by_relay(fh)
         if file is not None:
-            await self._volume.sealer.fsync(file)
+            await self.volume.sealer.fsync(file)
         else:
-            await self._volume.durability.sync()
+            await self.volume.durability.sync()
 
     def _opened_by_relay(self, fh: int) -> LiveFile | None:
         return self._table.live_at(fh - RELAY_HANDLE)
@@ -271,13 +294,13 @@ class Operations(pyfuse3.Operations):
 
     @answers_later
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._volume.durability.sync()
+        await self.volume.durability.sync()
 
     # The whole
 
     @answers
     def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        below = os.statvfs(self._volume.path)
+        below = os.statvfs(self.volume.path)
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = below.f_frsize
         answer.f_blocks = below.f_blocks

@@ -19,6 +19,7 @@ from agentfs.filesystem.files import Files
 from agentfs.fuse import loop
 from agentfs.fuse._relay import Relay, passthrough_available
 from agentfs.fuse.operations import Operations
+from agentfs.fuse.relay_operations import RelayOperations
 
 Mode = Literal["plain", "relay"]
 
@@ -115,6 +116,7 @@ class RelaySession:
         self._is_closed = False
 
     def start(self, operations: Operations) -> None:
+        self._operations = RelayOperations(self.relay, operations)
         loop.enable(self.relay.take, on_reply=self.relay.pump)
         self.relay.start()
         pyfuse3.init(operations, f"/dev/fd/{self.relay.python_fd}", set())
@@ -123,6 +125,7 @@ class RelaySession:
     async def watch(self, files: Files) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump)
+            nursery.start_soon(self._operations.serve)
             while not self.relay.unmounted:
                 await trio.lowlevel.wait_readable(self.relay.event_fd)
                 for nodeid, is_closed in self.relay.drain():

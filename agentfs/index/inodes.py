@@ -129,7 +129,7 @@ class Inodes:
             ((inode_id,) for inode_id in inode_ids),
         )
 
-    def set_parent(self, inode_id: int, parent: int) -> None:
+    def set_parent(self, inode_id: int, parent: int | None) -> None:
         self._execute("UPDATE inode SET parent = ? WHERE id = ?", (parent, inode_id))
 
     def touch_directory(self, inode_id: int, now_ns: int, subdirectories: int) -> None:

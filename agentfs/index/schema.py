@@ -60,7 +60,7 @@ _FIRST = (
         holes INTEGER,              -- bytes of size that are holes; NULL: none
         rdev INTEGER,               -- device files only
         target BLOB,                -- symbolic links only
-        parent INTEGER              -- directories only: the directory that holds it
+        parent INTEGER              -- what holds a directory; where an unnamed file was opened
     )""",
     "CREATE INDEX inode_unlinked ON inode (id) WHERE nlink = 0",
     """CREATE TABLE dentry (

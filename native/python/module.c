@@ -2,9 +2,11 @@
  * agentfs.chunks._native: the chunk store for Python. Each call takes its buffers, drops the GIL,
  * makes one call into native/chunkstore, takes the GIL and gives the buffers back.
  */
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <structmember.h>
 #include <zstd.h>
 
@@ -115,6 +117,28 @@ static PyObject *module_cut(PyObject *module, PyObject *args, PyObject *keywords
 release:
     PyBuffer_Release(&data);
     return lengths;
+}
+
+/* os has posix_fallocate() only, which neither punches holes nor leaves the size alone. */
+static PyObject *module_fallocate(PyObject *module, PyObject *args)
+{
+    int fd;
+    int mode;
+    long long offset;
+    long long length;
+    int result;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iiLL:fallocate", &fd, &mode, &offset, &length))
+        return NULL;
+    do {
+        Py_BEGIN_ALLOW_THREADS
+            result = fallocate(fd, mode, offset, length);
+        Py_END_ALLOW_THREADS
+    } while (result != 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+    if (result != 0)
+        return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
 }
 
 static PyObject *module_crc32c(PyObject *module, PyObject *args, PyObject *keywords)
@@ -688,6 +712,9 @@ PyDoc_STRVAR(
     "FastCDC: Xia et al., USENIX ATC 2016; what differs is in docs/FORMAT.md, \"Cutting\".\n\n"
     ":param params: a key of PARAMETER_SETS; another one raises ValueError");
 
+PyDoc_STRVAR(fallocate_doc, "fallocate($module, fd, mode, offset, length, /)\n--\n\n"
+                            "fallocate(2), without the GIL.");
+
 PyDoc_STRVAR(crc32c_doc, "crc32c($module, /, data, crc=0)\n--\n\n"
                          "CRC32C (Castagnoli) of *data*, continued from *crc*. Drops the GIL.");
 
@@ -886,6 +913,7 @@ static PyMethodDef module_methods[] = {
     {"params_for_size", module_params_for_size, METH_O, params_for_size_doc},
     {"cut", KEYWORDS(module_cut), cut_doc},
     {"crc32c", KEYWORDS(module_crc32c), crc32c_doc},
+    {"fallocate", module_fallocate, METH_VARARGS, fallocate_doc},
     {0},
 };
 

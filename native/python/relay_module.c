@@ -399,6 +399,55 @@ static PyObject *relay_drain_method(PyObject *object, PyObject *unused)
     return events;
 }
 
+static PyObject *relay_take_operations_method(PyObject *object, PyObject *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    const uint8_t *bytes;
+    size_t size;
+    eventfd_t count;
+
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    PyObject *operations = PyList_New(0);
+    if (operations == NULL)
+        return NULL;
+    /* First: what comes from now on makes it readable again. */
+    eventfd_read(relay_operations_fd(relay), &count);
+    while ((bytes = relay_first_operation(relay, &size)) != NULL) {
+        struct fuse_in_header header;
+        memcpy(&header, bytes, sizeof header);
+        PyObject *operation = Py_BuildValue(
+            "KkKkky#", (unsigned long long)header.unique, (unsigned long)header.opcode,
+            (unsigned long long)header.nodeid, (unsigned long)header.uid, (unsigned long)header.gid,
+            (const char *)bytes + sizeof header, (Py_ssize_t)(size - sizeof header));
+        if (operation == NULL || PyList_Append(operations, operation) != 0) {
+            Py_XDECREF(operation);
+            Py_DECREF(operations);
+            return NULL;
+        }
+        Py_DECREF(operation);
+        relay_drop_operation(relay);
+    }
+    return operations;
+}
+
+static PyObject *relay_answer_method(PyObject *object, PyObject *args)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    unsigned long long unique;
+    Py_buffer body;
+    int error;
+
+    if (relay == NULL || !PyArg_ParseTuple(args, "Kiy*:answer", &unique, &error, &body))
+        return NULL;
+    int refused = relay_answer(relay, unique, error, body.buf, (size_t)body.len);
+    PyBuffer_Release(&body);
+    if (refused)
+        return raise_errno(refused, NULL);
+    Py_RETURN_NONE;
+}
+
 static int add_count(PyObject *counts, const char *name, unsigned long long value)
 {
     PyObject *number = PyLong_FromUnsignedLongLong(value);
@@ -470,6 +519,13 @@ static PyObject *get_replies_fd(PyObject *object, void *unused)
     struct relay *relay = relay_of((struct relay_object *)object);
     (void)unused;
     return relay ? PyLong_FromLong(relay_replies_fd(relay)) : NULL;
+}
+
+static PyObject *get_operations_fd(PyObject *object, void *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    return relay ? PyLong_FromLong(relay_operations_fd(relay)) : NULL;
 }
 
 static PyObject *get_event_fd(PyObject *object, void *unused)
@@ -598,6 +654,19 @@ PyDoc_STRVAR(drain_doc, "drain($self, /)\n--\n\n"
                         "since the last call,\n"
                         "by a RELEASE that was answered in C: of the others Python knows.");
 
+PyDoc_STRVAR(
+    take_operations_doc,
+    "take_operations($self, /)\n--\n\n"
+    "(unique, opcode, nodeid, uid, gid, what follows the header) of each request that came since\n"
+    "the last call and that pyfuse3 cannot carry: COPY_FILE_RANGE, FALLOCATE, LSEEK, TMPFILE. "
+    "Each\n"
+    "needs an answer().");
+
+PyDoc_STRVAR(answer_doc, "answer($self, unique, error, body, /)\n--\n\n"
+                         "Answer one of take_operations(), as a reply of pyfuse3 would.\n\n"
+                         ":param error: an errno, with no body; 0: success\n"
+                         ":param body: what follows the header; at most 256 bytes");
+
 PyDoc_STRVAR(stats_doc, "stats($self, /)\n--\n\n"
                         "Counters since the start; pending, queued_bytes and attached are of now.");
 
@@ -629,6 +698,8 @@ static PyMethodDef relay_methods[] = {
     {"set_ino", KEYWORDS(relay_set_ino_method), set_ino_doc},
     {"forget_ino", relay_forget_ino_method, METH_O, forget_ino_doc},
     {"drain", relay_drain_method, METH_NOARGS, drain_doc},
+    {"take_operations", relay_take_operations_method, METH_NOARGS, take_operations_doc},
+    {"answer", relay_answer_method, METH_VARARGS, answer_doc},
     {"stats", relay_stats_method, METH_NOARGS, stats_doc},
     {"unmount", KEYWORDS(relay_unmount_method), unmount_doc},
     {"close", relay_close_method, METH_NOARGS, close_doc},
@@ -638,6 +709,8 @@ static PyMethodDef relay_methods[] = {
 static PyGetSetDef relay_getset[] = {
     {"python_fd", get_python_fd, NULL, "For pyfuse3, as /dev/fd/N; -1 when closed.", NULL},
     {"replies_fd", get_replies_fd, NULL, "Readable when there is something to pump().", NULL},
+    {"operations_fd", get_operations_fd, NULL, "Readable when take_operations() has something.",
+     NULL},
     {"event_fd", get_event_fd, NULL,
      "Readable when drain() has something, when it became ready, and when the mount is gone.",
      NULL},

@@ -15,6 +15,10 @@
 #define ABI_INIT2_PASSTHROUGH (UINT32_C(1) << 5) /* bit 37 of all flags */
 #define ABI_FOPEN_PASSTHROUGH (UINT32_C(1) << 7)
 
+/* The reply says how much in 64 bits; otherwise FUSE_COPY_FILE_RANGE. Linux 6.18 asks this first.
+ */
+#define ABI_COPY_FILE_RANGE_64 UINT32_C(53)
+
 /* FUSE_UNIQUE: an INTERRUPT has the number of its request and this bit. */
 #define ABI_UNIQUE_INTERRUPT UINT64_C(1)
 

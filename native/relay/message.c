@@ -63,7 +63,10 @@ static size_t body_least(uint32_t opcode)
     case FUSE_LSEEK:
         return sizeof(struct fuse_lseek_in);
     case FUSE_COPY_FILE_RANGE:
+    case ABI_COPY_FILE_RANGE_64:
         return sizeof(struct fuse_copy_file_range_in);
+    case FUSE_TMPFILE:
+        return sizeof(struct fuse_create_in);
     case FUSE_FORGET:
         return sizeof(struct fuse_forget_in);
     case FUSE_BATCH_FORGET:
@@ -91,6 +94,20 @@ enum request_state message_request(uint8_t *bytes, size_t size, struct request *
                request->body_bytes - sizeof(struct fuse_getxattr_in)) == NULL)
         return REQUEST_BAD;
     return REQUEST_OK;
+}
+
+bool message_is_operation(uint32_t opcode)
+{
+    switch (opcode) {
+    case FUSE_COPY_FILE_RANGE:
+    case ABI_COPY_FILE_RANGE_64:
+    case FUSE_FALLOCATE:
+    case FUSE_LSEEK:
+    case FUSE_TMPFILE:
+        return true;
+    default:
+        return false;
+    }
 }
 
 bool message_wants_reply(uint32_t opcode)
@@ -131,6 +148,7 @@ uint64_t message_changes(const struct request *request)
     case FUSE_LINK:
         return ((const struct fuse_link_in *)(const void *)request->body)->oldnodeid;
     case FUSE_COPY_FILE_RANGE:
+    case ABI_COPY_FILE_RANGE_64:
         return ((const struct fuse_copy_file_range_in *)(const void *)request->body)->nodeid_out;
     default:
         return 0;
@@ -181,7 +199,8 @@ bool message_clear_handles(struct request *request)
         struct fuse_setattr_in *in = body;
         return in->valid & FATTR_FH && clear(&in->fh);
     }
-    case FUSE_COPY_FILE_RANGE: {
+    case FUSE_COPY_FILE_RANGE:
+    case ABI_COPY_FILE_RANGE_64: {
         struct fuse_copy_file_range_in *in = body;
         bool from = clear(&in->fh_in);
         bool to = clear(&in->fh_out);
@@ -235,6 +254,14 @@ bool message_reply_valid(uint32_t opcode, const uint8_t *bytes, size_t size)
     case FUSE_CREATE:
     case FUSE_TMPFILE:
         return body == sizeof(struct fuse_entry_out) + sizeof(struct abi_open_out);
+    case FUSE_FALLOCATE:
+        return body == 0;
+    case FUSE_LSEEK:
+        return body == sizeof(struct fuse_lseek_out);
+    case FUSE_COPY_FILE_RANGE:
+        return body == sizeof(struct fuse_write_out);
+    case ABI_COPY_FILE_RANGE_64:
+        return body == sizeof(uint64_t);
     default:
         return true; /* the kernel knows what it asked for */
     }

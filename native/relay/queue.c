@@ -55,6 +55,14 @@ const struct queued *queue_wait_first(struct queue *queue)
     return first;
 }
 
+const struct queued *queue_first(struct queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    const struct queued *first = queue->head;
+    pthread_mutex_unlock(&queue->lock);
+    return first;
+}
+
 void queue_drop_first(struct queue *queue)
 {
     pthread_mutex_lock(&queue->lock);

@@ -34,6 +34,9 @@ bool queue_add_locked(struct queue *queue, const uint8_t *bytes, size_t size);
 /* Waits for the first message and leaves it there; NULL when the queue has ended. It stays where it
  * is until queue_drop_first(): one thread only may do these two. */
 const struct queued *queue_wait_first(struct queue *queue);
+
+/* The same without waiting: NULL when there is none. */
+const struct queued *queue_first(struct queue *queue);
 void queue_drop_first(struct queue *queue);
 
 /* Lets every waiter go; what is queued stays until queue_free(). */

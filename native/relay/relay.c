@@ -83,13 +83,15 @@ struct relay {
     struct table table;
     struct pending pending;
     struct queue requests;      /* to Python, while the socket is full */
+    struct queue operations;    /* to Python, which takes them from here */
     struct queue notifications; /* to the kernel, which may block on them */
 
     int devices[RELAY_THREADS_MAX + 1]; /* owned; replies go back through that of the request */
     int readers;                        /* one each; behind theirs that of relay_take() */
     struct attention attention;
-    int socket;   /* owned; the relay's end */
-    int event_fd; /* borrowed */
+    int socket;        /* owned; the relay's end */
+    int event_fd;      /* borrowed */
+    int operations_fd; /* owned; an eventfd, readable when operations has something */
     uint32_t max_write;
     uint32_t page_bytes;
     uint8_t *buffer; /* owned; MESSAGE_BYTES_MAX; of relay_pump() and relay_take() */
@@ -217,6 +219,15 @@ static enum delivery give_python(struct relay *relay, const uint8_t *bytes, size
     return delivery;
 }
 
+static enum delivery give_operation(struct relay *relay, const uint8_t *bytes, size_t size)
+{
+    if (!queue_add(&relay->operations, bytes, size))
+        return DELIVERY_NEVER;
+    count(relay, COUNTER_operations);
+    eventfd_write(relay->operations_fd, 1);
+    return DELIVERED;
+}
+
 static void forward(struct relay *relay, int device, const struct request *request,
                     const uint8_t *bytes, size_t size)
 {
@@ -237,8 +248,10 @@ static void forward(struct relay *relay, int device, const struct request *reque
         }
     }
     count(relay, COUNTER_forwarded);
-    enum delivery delivery = atomic_load(&relay->is_python_gone) ? DELIVERY_PYTHON_GONE
-                                                                 : give_python(relay, bytes, size);
+    enum delivery delivery = DELIVERY_PYTHON_GONE;
+    if (!atomic_load(&relay->is_python_gone))
+        delivery = message_is_operation(header->opcode) ? give_operation(relay, bytes, size)
+                                                        : give_python(relay, bytes, size);
     if (delivery == DELIVERY_PYTHON_GONE)
         python_is_gone(relay); /* this request with all others */
     if (delivery == DELIVERY_NEVER && wants_reply &&
@@ -388,6 +401,15 @@ static bool answer_here(struct relay *relay, int device, const struct request *r
     }
 }
 
+/* pyfuse3 knows nothing of an operation that it does not carry, and those go to their end. */
+static bool interrupts_operation(struct relay *relay, const struct request *request)
+{
+    const struct fuse_interrupt_in *in = (const void *)request->body;
+    struct origin origin;
+    return pending_find(&relay->pending, in->unique, &origin) &&
+           message_is_operation(origin.opcode);
+}
+
 /* True when it was answered here. */
 static bool handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size)
 {
@@ -410,6 +432,8 @@ static bool handle_request(struct relay *relay, int device, uint8_t *bytes, size
         size = message_hide_init(bytes, size);
         break;
     case FUSE_INTERRUPT:
+        if (interrupts_operation(relay, &request))
+            return false;
         count(relay, COUNTER_interrupts);
         break;
     case FUSE_FORGET:
@@ -574,16 +598,19 @@ static int poll_soon(struct attention *attention, struct pollfd *sources, nfds_t
 static bool wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
 {
     struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
+                               {.fd = relay->operations_fd, .events = POLLIN},
                                {.fd = relay->devices[relay->readers], .events = POLLIN}};
     bool was_answered;
 
     while (!atomic_load(&relay->is_unmounted)) {
-        int ready = poll_soon(&relay->attention, sources, 2, timeout_ms);
+        int ready = poll_soon(&relay->attention, sources, 3, timeout_ms);
+        if (ready > 0 && sources[1].revents)
+            return false;
         if (ready > 0 && sources[0].revents)
             return true;
         if (ready == 0)
             return false;
-        read_request(relay, sources[1].fd, relay->buffer, &was_answered);
+        read_request(relay, sources[2].fd, relay->buffer, &was_answered);
     }
     return false;
 }
@@ -591,7 +618,8 @@ static bool wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
 bool relay_take(struct relay *relay, int python_fd, int timeout_ms)
 {
     struct attention *attention = &relay->attention;
-    struct pollfd source = {.fd = python_fd, .events = POLLIN};
+    struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
+                               {.fd = relay->operations_fd, .events = POLLIN}};
     bool is_ready;
 
     atomic_store(&attention->busy_since, 0);
@@ -602,7 +630,7 @@ bool relay_take(struct relay *relay, int python_fd, int timeout_ms)
         if (!is_ready)
             end_attention(relay);
     } else {
-        is_ready = poll(&source, 1, timeout_ms) > 0;
+        is_ready = poll(sources, 2, timeout_ms) > 0 && sources[1].revents == 0;
         attention->in_a_row = is_ready ? attention->in_a_row + 1 : 0;
     }
     if (is_ready)
@@ -632,7 +660,7 @@ static size_t amend_init(struct relay *relay, uint8_t *bytes, size_t size)
     return size;
 }
 
-/* bytes is a valid reply, in a buffer of MESSAGE_BYTES_MAX. */
+/* bytes is a valid reply, in a buffer that has room for that to INIT. */
 static void relay_reply(struct relay *relay, const struct origin *origin, uint8_t *bytes,
                         size_t size)
 {
@@ -839,11 +867,18 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
     if (relay == NULL)
         return ENOMEM;
     relay->event_fd = setup->event_fd;
+    relay->operations_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (relay->operations_fd < 0) {
+        error = errno;
+        free(relay);
+        return error;
+    }
     atomic_flag_clear(&relay->is_lingering);
     init_attention(&relay->attention);
     relay->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
     pthread_mutex_init(&relay->init_lock, NULL);
     queue_init(&relay->requests);
+    queue_init(&relay->operations);
     queue_init(&relay->notifications);
     if (!table_init(&relay->table, setup->event_fd))
         goto no_table;
@@ -872,6 +907,8 @@ no_pending:
     table_free(&relay->table);
 no_table:
     queue_free(&relay->notifications);
+    queue_free(&relay->operations);
+    close(relay->operations_fd);
     queue_free(&relay->requests);
     pthread_mutex_destroy(&relay->init_lock);
     free(relay);
@@ -957,6 +994,8 @@ void relay_free(struct relay *relay)
     pending_free(&relay->pending);
     table_free(&relay->table);
     queue_free(&relay->notifications);
+    queue_free(&relay->operations);
+    close(relay->operations_fd);
     queue_free(&relay->requests);
     pthread_mutex_destroy(&relay->init_lock);
     free(relay);
@@ -993,6 +1032,46 @@ void relay_counts(struct relay *relay, uint64_t *counts)
 {
     for (int i = 0; i < COUNTERS; i++)
         counts[i] = atomic_load_explicit(&relay->counts[i], memory_order_relaxed);
+}
+
+int relay_operations_fd(struct relay *relay)
+{
+    return relay->operations_fd;
+}
+
+const uint8_t *relay_first_operation(struct relay *relay, size_t *size)
+{
+    const struct queued *first = queue_first(&relay->operations);
+    if (first == NULL)
+        return NULL;
+    *size = first->size;
+    return first->bytes;
+}
+
+void relay_drop_operation(struct relay *relay)
+{
+    queue_drop_first(&relay->operations);
+}
+
+int relay_answer(struct relay *relay, uint64_t unique, int error, const void *body,
+                 size_t body_bytes)
+{
+    union {
+        struct fuse_out_header header;
+        uint8_t bytes[sizeof(struct fuse_out_header) + RELAY_ANSWER_BYTES_MAX];
+    } reply;
+
+    if (unique == 0 || unique & ABI_UNIQUE_INTERRUPT || body_bytes > RELAY_ANSWER_BYTES_MAX)
+        return EINVAL;
+    reply.header = (struct fuse_out_header){
+        .len = (uint32_t)(sizeof reply.header + body_bytes),
+        .error = -error,
+        .unique = unique,
+    };
+    if (body_bytes > 0)
+        memcpy(reply.bytes + sizeof reply.header, body, body_bytes);
+    handle_reply(relay, reply.bytes, reply.header.len);
+    return 0;
 }
 
 size_t relay_pending(struct relay *relay)

@@ -13,10 +13,14 @@
 
 enum { RELAY_THREADS_MAX = 16 };
 
+/* What relay_answer() may bring: a TMPFILE's is the longest. */
+enum { RELAY_ANSWER_BYTES_MAX = 256 };
+
 /* X(name): one counter each. */
 #define RELAY_COUNTERS(X)                                                                          \
     X(requests)      /* read from the kernel */                                                    \
     X(forwarded)     /* given to Python */                                                         \
+    X(operations)    /* of these, those that pyfuse3 cannot carry */                               \
     X(replied)       /* replies of Python given to the kernel */                                   \
     X(answered_open) /* answered in C, by kind */                                                  \
     X(answered_release)                                                                            \
@@ -64,7 +68,8 @@ int relay_new(const struct relay_setup *setup, struct relay **relay, int *python
 /* 0 or an errno. Once. */
 int relay_start(struct relay *relay);
 
-/* Waits until the library's end has a request to read, or for that long; true: it has. For the
+/* Waits until the library's end has a request to read, or for that long; true: it has. An operation
+ * ends it as well, so that whoever takes those gets its turn. For the
  * thread that calls relay_pump(). Where requests for it follow each other, it reads them from the
  * kernel itself meanwhile, instead of being woken by a reader for each. */
 bool relay_take(struct relay *relay, int python_fd, int timeout_ms);
@@ -92,6 +97,20 @@ bool relay_is_ready(struct relay *relay);
 
 /* The kernel said that the mount is gone. */
 bool relay_is_unmounted(struct relay *relay);
+
+/* An eventfd, readable when an operation has come, borrowed. */
+int relay_operations_fd(struct relay *relay);
+
+/* The oldest request that waits for Python by another way than pyfuse3, as the kernel sent it; NULL
+ * when there is none. It stays where it is until relay_drop_operation(): one thread only may do
+ * these two. */
+const uint8_t *relay_first_operation(struct relay *relay, size_t *size);
+void relay_drop_operation(struct relay *relay);
+
+/* As if pyfuse3 had replied, from any thread. error is an errno, 0 for success. EINVAL when that
+ * cannot be the reply to a request; one that is pending no more is dropped. */
+int relay_answer(struct relay *relay, uint64_t unique, int error, const void *body,
+                 size_t body_bytes);
 
 /* counts has COUNTERS places. */
 void relay_counts(struct relay *relay, uint64_t *counts);

@@ -112,6 +112,11 @@ static void replies_have_the_lengths_of_their_opcodes(void)
     CHECK(!message_reply_valid(FUSE_OPEN, message.bytes, make_reply(2, body, 0)));
     CHECK(!message_reply_valid(FUSE_OPEN, message.bytes, make_reply(-512, body, 0)));
     CHECK(message_reply_valid(FUSE_READ, message.bytes, make_reply(0, body, 17)));
+    CHECK(message_reply_valid(FUSE_FALLOCATE, message.bytes, make_reply(0, body, 0)));
+    CHECK(!message_reply_valid(FUSE_FALLOCATE, message.bytes, make_reply(0, body, 8)));
+    CHECK(message_reply_valid(FUSE_LSEEK, message.bytes, make_reply(0, body, 8)));
+    CHECK(!message_reply_valid(FUSE_COPY_FILE_RANGE, message.bytes, make_reply(0, body, 4)));
+    CHECK(!message_reply_valid(ABI_COPY_FILE_RANGE_64, message.bytes, make_reply(0, body, 16)));
     size_t size = make_reply(0, body, 16);
     CHECK(!message_reply_valid(FUSE_OPEN, message.bytes, size + 8));
     CHECK(!message_reply_valid(FUSE_OPEN, message.bytes, 15));
@@ -147,11 +152,17 @@ static void python_sees_its_own_handles(void)
     CHECK(message_request(message.bytes, size, &parsed) == REQUEST_OK);
     CHECK(!message_clear_handles(&parsed));
 
-    size = make_request(FUSE_COPY_FILE_RANGE, &copy, sizeof copy);
-    CHECK(message_request(message.bytes, size, &parsed) == REQUEST_OK);
-    CHECK(message_changes(&parsed) == 11 && message_clear_handles(&parsed));
-    memcpy(&copy, parsed.body, sizeof copy);
-    CHECK(copy.fh_in == (HANDLE_RELAY | 4) && copy.fh_out == 6);
+    const uint32_t copies[] = {FUSE_COPY_FILE_RANGE, ABI_COPY_FILE_RANGE_64};
+    for (size_t i = 0; i < sizeof copies / sizeof *copies; i++) {
+        struct fuse_copy_file_range_in seen;
+        size = make_request(copies[i], &copy, sizeof copy - 1);
+        CHECK(message_request(message.bytes, size, &parsed) == REQUEST_BAD);
+        size = make_request(copies[i], &copy, sizeof copy);
+        CHECK(message_request(message.bytes, size, &parsed) == REQUEST_OK);
+        CHECK(message_changes(&parsed) == 11 && message_clear_handles(&parsed));
+        memcpy(&seen, parsed.body, sizeof seen);
+        CHECK(seen.fh_in == (HANDLE_RELAY | 4) && seen.fh_out == 6);
+    }
 
     size = make_request(FUSE_FSYNC, &fsync, sizeof fsync);
     CHECK(message_request(message.bytes, size, &parsed) == REQUEST_OK);

@@ -11,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -292,6 +293,99 @@ static void without_python_nothing_hangs(void)
     end();
 }
 
+/* The next operation that comes within the limit. */
+static struct fuse_in_header operation(void *body, size_t body_bytes)
+{
+    struct pollfd readable = {.fd = relay_operations_fd(relay), .events = POLLIN};
+    struct fuse_in_header header;
+    size_t size;
+    eventfd_t come;
+    CHECK(poll(&readable, 1, LIMIT_MS) == 1);
+    eventfd_read(readable.fd, &come);
+    const uint8_t *bytes = relay_first_operation(relay, &size);
+    CHECK(bytes && size == sizeof header + body_bytes);
+    memcpy(&header, bytes, sizeof header);
+    memcpy(body, bytes + sizeof header, body_bytes);
+    relay_drop_operation(relay);
+    return header;
+}
+
+static void operations_reach_python_by_a_way_of_their_own(void)
+{
+    struct fuse_fallocate_in in = {.fh = HANDLE_AMENDED | 9};
+    struct fuse_interrupt_in interrupt = {.unique = 2};
+    struct fuse_in_header header;
+    uint8_t bytes[512];
+    size_t size;
+
+    begin();
+    ask(1, FUSE_FALLOCATE, 2, 5, &in, sizeof in);
+    CHECK(!relay_take(relay, python_fd, LIMIT_MS)); /* ends as soon as it has come */
+    header = operation(&in, sizeof in);
+    CHECK(header.unique == 2 && header.opcode == FUSE_FALLOCATE && header.nodeid == 5);
+    CHECK(in.fh == 9 && relay_first_operation(relay, &size) == NULL);
+    ask(0, FUSE_INTERRUPT, 3, 5, &interrupt, sizeof interrupt);
+    ask(0, FUSE_STATFS, 4, 1, NULL, 0);
+    CHECK(receive(python_fd, bytes, sizeof bytes) == sizeof header);
+    memcpy(&header, bytes, sizeof header);
+    CHECK(header.unique == 4); /* of the other it knows nothing */
+
+    CHECK(relay_answer(relay, 2, 0, NULL, 0) == 0);
+    struct answer answer = answered(1);
+    CHECK(answer.header.unique == 2 && answer.header.error == 0);
+    CHECK(relay_answer(relay, 2, ENOSPC, NULL, 0) == 0 && counted(COUNTER_unknown_replies) == 1);
+    CHECK(relay_answer(relay, 0, 0, NULL, 0) == EINVAL);
+    CHECK(relay_answer(relay, 4 | ABI_UNIQUE_INTERRUPT, 0, NULL, 0) == EINVAL);
+    CHECK(relay_answer(relay, 4, 0, bytes, RELAY_ANSWER_BYTES_MAX + 1) == EINVAL);
+    end();
+}
+
+static void a_file_without_a_name_is_passthrough_from_the_start(void)
+{
+    struct fuse_create_in in = {.flags = O_RDWR | O_TMPFILE, .mode = S_IFREG};
+    struct {
+        struct fuse_entry_out entry;
+        struct abi_open_out open;
+    } out = {.entry = {.nodeid = 5, .attr = {.ino = 5}}, .open = {.fh = 9}};
+
+    begin();
+    ask(0, FUSE_TMPFILE, 2, 1, &in, sizeof in);
+    operation(&in, sizeof in);
+    attach(5, 0);
+    CHECK(relay_answer(relay, 2, 0, &out, sizeof out - 1) == 0);
+    CHECK(answered(0).header.error == -EIO);
+    ask(0, FUSE_TMPFILE, 4, 1, &in, sizeof in);
+    operation(&in, sizeof in);
+    CHECK(relay_answer(relay, 4, 0, &out, sizeof out) == 0);
+    struct answer answer = answered(0);
+    memcpy(&out, &answer.body, sizeof out);
+    CHECK(out.open.backing_id == 1 && out.open.fh == (HANDLE_AMENDED | 9));
+    CHECK(table_opens(relay_table(relay), 5) == 1);
+    end();
+}
+
+static void an_operation_that_nobody_will_answer_fails(void)
+{
+    struct fuse_lseek_in in = {.whence = SEEK_DATA};
+    begin();
+    ask(0, FUSE_LSEEK, 2, 5, &in, sizeof in);
+    operation(&in, sizeof in);
+    close(python_fd);
+    python_fd = -1;
+    relay_pump(relay);
+    CHECK(answered(0).header.error == -ENOTCONN);
+    ask(1, FUSE_LSEEK, 4, 5, &in, sizeof in);
+    CHECK(answered(1).header.error == -ENOTCONN);
+    end();
+
+    begin();
+    ask(0, FUSE_LSEEK, 2, 5, &in, sizeof in);
+    operation(&in, sizeof in);
+    relay_stop(relay);
+    CHECK(answered(0).header.error == -ENOTCONN);
+    end();
+}
+
 static void the_end_of_the_mount_is_told(void)
 {
     struct pollfd readable;
@@ -370,8 +464,21 @@ static void *python(void *unused)
             struct fuse_in_header header;
             uint8_t body[256];
         } request;
-        struct pollfd readable = {.fd = python_fd, .events = POLLIN};
-        if (poll(&readable, 1, 10) != 1) /* not relay_take(): see above */
+        struct pollfd readable[] = {{.fd = python_fd, .events = POLLIN},
+                                    {.fd = relay_operations_fd(relay), .events = POLLIN}};
+        const uint8_t *operation;
+        eventfd_t come;
+        size_t size;
+        if (poll(readable, 2, 10) < 1) /* not relay_take(): see above */
+            continue;
+        if (readable[1].revents)
+            eventfd_read(relay_operations_fd(relay), &come);
+        while ((operation = relay_first_operation(relay, &size)) != NULL) {
+            memcpy(&request.header, operation, sizeof request.header);
+            relay_drop_operation(relay);
+            CHECK(relay_answer(relay, request.header.unique, 0, NULL, 0) == 0);
+        }
+        if (readable[0].revents == 0)
             continue;
         CHECK(recv(python_fd, &request, sizeof request, 0) > 0);
         struct abi_open_out open = {.fh = 17};
@@ -428,6 +535,7 @@ static void *program(void *argument)
         struct fuse_open_in in = {.flags = check_random(&seed) % 4 ? O_RDONLY : O_RDWR};
         struct fuse_getattr_in getattr = {0};
         struct fuse_setattr_in setattr = {0};
+        struct fuse_fallocate_in fallocate = {0};
         struct fuse_release_in release = {0};
 
         ask(device, FUSE_OPEN, unique += 2, node, &in, sizeof in);
@@ -446,6 +554,8 @@ static void *program(void *argument)
             ask(device, FUSE_GETATTR, unique += 2, node, &getattr, sizeof getattr);
         struct answer attributes = answered(device);
         CHECK(attributes.header.unique == unique && attributes.body.attr.attr.mode == 1);
+        ask(device, FUSE_FALLOCATE, unique += 2, node, &fallocate, sizeof fallocate);
+        CHECK(answered(device).header.unique == unique);
         release.fh = answer.body.open.fh;
         if (is_passthrough)
             atomic_fetch_sub(&kernels_open[node], 1);
@@ -493,6 +603,9 @@ int main(void)
     RUN(notifications_reach_the_kernel);
     RUN(an_interrupt_python_cannot_place_is_sent_again);
     RUN(without_python_nothing_hangs);
+    RUN(operations_reach_python_by_a_way_of_their_own);
+    RUN(a_file_without_a_name_is_passthrough_from_the_start);
+    RUN(an_operation_that_nobody_will_answer_fails);
     RUN(the_end_of_the_mount_is_told);
     RUN(an_open_the_kernel_does_not_take_is_not_counted);
     RUN(a_busy_library_reads_for_itself);

@@ -32,6 +32,7 @@ SLOTS = 3
 paths = st.sampled_from(PATHS)
 modes = st.sampled_from([0o644, 0o755, 0o4755, 0o2755, 0o2644, 0o600, 0o1777])
 numbers = st.sampled_from(SIZES)
+lengths = st.sampled_from(SIZES[1:])
 slots = st.integers(0, SLOTS - 1)
 
 
@@ -48,6 +49,10 @@ operations = st.one_of(
     st.tuples(st.just("append"), paths, data),
     st.tuples(st.just("replace"), paths, data),
     st.tuples(st.just("truncate"), paths, numbers),
+    st.tuples(st.just("allocate"), paths, st.sampled_from([0, 1, 3, 16, 17]), numbers, lengths),
+    st.tuples(st.just("copy_range"), paths, numbers, paths, numbers, lengths),
+    st.tuples(st.just("open unnamed"), slots, st.sampled_from(["", "/d", "/x"])),
+    st.tuples(st.just("name"), slots, paths),
     st.tuples(st.just("mkdir"), st.sampled_from(["/d", "/d/e", "/x", "/x/a"])),
     st.tuples(st.just("mknod"), paths, st.sampled_from([stat.S_IFIFO, stat.S_IFREG])),
     st.tuples(st.just("symlink"), st.just(b"target"), paths),
@@ -74,6 +79,22 @@ steps = st.lists(
     min_size=5,
     max_size=60,
 )
+
+STAGED: list[tuple[Any, ...]] = [
+    ("mkdir", "/d"),
+    ("write", "/a", some_bytes(1, 20_000), 0),
+    ("write", "/b", some_bytes(2, 5), 4096),
+    ("write", "/c", some_bytes(3, 70_000), 0),
+    ("write", "/d/a", some_bytes(4, 4097), 0),
+    ("open unnamed", 0, "/d"),
+    ("pwrite", 0, some_bytes(1, 4096), 0),
+]
+BEGINNINGS: dict[str, list[tuple[Any, ...]]] = {
+    "nothing": [],
+    "staged files": STAGED,
+    "sealed files": [*STAGED, ("sync",)],
+}
+"""What most operations need to find."""
 
 
 class Comparison:
@@ -153,11 +174,21 @@ class Comparison:
         assert outcomes[0] == outcomes[1], ("change", path, fields)
 
     async def _open_(self, slot: int, path: str) -> None:
+        await self._open_both(slot, lambda side: side.open(path))
+
+    async def _open_unnamed(self, slot: int, directory: str) -> None:
+        await self._open_both(slot, lambda side: side.open_unnamed(directory))
+
+    async def _name(self, slot: int, path: str) -> None:
+        outcomes = [await outcome(side.name, handle, path) for side, handle in self._both(slot)]
+        assert len(set(outcomes)) <= 1, ("name", slot, path)
+
+    async def _open_both(self, slot: int, open_on: Callable[[Any], Any]) -> None:
         await self._close(slot)
         handles = []
         for side in (self._real, self._model):
             try:
-                handles.append(side.open(path))
+                handles.append(open_on(side))
             except OSError as error:
                 handles.append(errno_of(error))
         if isinstance(handles[0], Handle):
@@ -242,15 +273,17 @@ async def compare(sequence: list[tuple[Any, ...]], budget_bytes: int) -> None:
 
 
 @pytest.mark.timeout(300)
-@given(steps, st.sampled_from([1 << 30, 30_000]))
+@given(st.sampled_from(list(BEGINNINGS)), steps, st.sampled_from([1 << 30, 30_000]))
 @settings(
-    max_examples=150,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-def test_a_volume_agrees_with_the_model(sequence: list[tuple[Any, ...]], budget_bytes: int) -> None:
-    trio.run(compare, sequence, budget_bytes)
+def test_a_volume_agrees_with_the_model(
+    beginning: str, sequence: list[tuple[Any, ...]], budget_bytes: int
+) -> None:
+    trio.run(compare, BEGINNINGS[beginning] + sequence, budget_bytes)
 
 
 def test_the_comparison_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,3 +311,23 @@ def test_the_comparison_goes_deep(monkeypatch: pytest.MonkeyPatch) -> None:
         ("collect",),
     ]
     trio.run(compare, sequence, 1 << 30)
+
+
+def test_the_comparison_names_files_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    sequence = [
+        ("open unnamed", 0, ""),
+        ("pwrite", 0, b"x" * 5000, 0),
+        ("sync",),
+        ("name", 0, "/a"),
+        ("copy_range", "/a", 1000, "/b", 0, 4096),
+        ("write", "/b", b"y", 0),
+        ("copy_range", "/a", 1000, "/b", 70_000, 4096),
+        ("allocate", "/b", 16, 4096, 70_000),
+        ("kill",),
+        ("allocate", "/b", 3, 4095, 5),
+        ("unlink", "/a"),
+    ]
+    trio.run(compare, sequence, 1 << 30)
+    monkeypatch.setattr(Model, "name", lambda self, handle, path: None)
+    with pytest.raises(AssertionError):
+        trio.run(compare, sequence, 1 << 30)

@@ -13,7 +13,8 @@ from agentfs.filesystem.namespace import (
     Caller,
     without_setid,
 )
-from fakes.volumes import ROOT, Attributes, is_within
+from agentfs.filesystem.staging import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
+from fakes.volumes import ROOT, Attributes, is_within, overlap
 
 
 @dataclass(eq=False)
@@ -32,6 +33,7 @@ class Node:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     """As set by a program; None: when something was done, which no model knows."""
+    was_named: bool = True
 
     @property
     def is_directory(self) -> bool:
@@ -278,6 +280,48 @@ class Model:
         del node.data[size:]
         node.data += bytes(size - len(node.data))
         node.mtime_ns = None
+
+    async def allocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        data = self.open(path).node.data
+        end = offset + length
+        if not mode & FALLOC_KEEP_SIZE:
+            data += bytes(max(end - len(data), 0))
+        if mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE):
+            inside = len(data[offset:end])
+            data[offset : offset + inside] = bytes(inside)
+        self._written(self.node(path))
+
+    async def copy_range(self, old: str, start: int, new: str, at: int, length: int) -> int:
+        source, target = self.open(old).node, self.open(new).node
+        if source is target and overlap(start, at, length):
+            raise OSError(errno.EINVAL, new)
+        data = bytes(source.data[start : start + length])
+        if data:
+            await self.pwrite(ModelHandle(target), data, at)
+        self._written(target)
+        return len(data)
+
+    def _written(self, node: Node) -> None:
+        node.mtime_ns = None
+        if self.caller.uid:
+            node.mode = without_setid(node.mode)
+
+    def open_unnamed(self, directory: str = "") -> ModelHandle:
+        above = self.node(directory)
+        gid = above.gid if above.mode & stat.S_ISGID else self.caller.gid
+        mode = stat.S_IFREG | 0o644
+        return ModelHandle(Node(mode, self.caller.uid, gid, nlink=0, was_named=False))
+
+    def name(self, handle: ModelHandle, path: str) -> None:
+        directory, name = self.place(path)
+        if handle.node.was_named and not handle.node.nlink:
+            raise FileNotFoundError(errno.ENOENT, path)
+        if name in directory.entries:
+            raise FileExistsError(errno.EEXIST, path)
+        handle.node.was_named = True
+        directory.entries[name] = handle.node
+        directory.mtime_ns = None
+        handle.node.nlink += 1
 
     async def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         handle = self.open(path)

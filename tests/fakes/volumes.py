@@ -74,6 +74,11 @@ def is_within(path: str, above: str) -> bool:
     return path.startswith(f"{above}/")
 
 
+def overlap(start: int, at: int, length: int) -> bool:
+    """Whether two ranges of a file have bytes in common."""
+    return abs(start - at) < length
+
+
 @dataclass
 class Shell:
     """Operations by path on an open volume."""
@@ -239,6 +244,51 @@ class Shell:
 
     async def pread(self, handle: Handle, size: int, offset: int) -> bytes:
         return await self.volume.files.read(handle, offset, size)
+
+    async def allocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        handle = self.open(path, os.O_WRONLY)
+        try:
+            await self.volume.files.allocate(
+                handle.file, mode, offset, length, is_privileged=self.caller.uid == 0
+            )
+        finally:
+            self.close(handle)
+
+    async def copy_range(self, old: str, start: int, new: str, at: int, length: int) -> int:
+        """Open both, copy once, close; how many bytes."""
+        source = self.open(old, os.O_RDONLY)
+        try:
+            target = self.open(new, os.O_WRONLY)
+        except OSError:
+            self.close(source)
+            raise
+        try:
+            if source.file is target.file and overlap(start, at, length):  # the kernel's check
+                raise OSError(errno.EINVAL, new)
+            return await self.volume.files.copy_range(
+                source.file, start, target.file, at, length, is_privileged=self.caller.uid == 0
+            )
+        finally:
+            self.close(source)
+            self.close(target)
+
+    async def seek(self, path: str, offset: int, whence: int) -> int:
+        handle = self.open(path, os.O_RDONLY)
+        try:
+            return await self.volume.files.seek(handle.file, offset, whence)
+        finally:
+            self.close(handle)
+
+    def open_unnamed(self, directory: str = "") -> Handle:
+        """A file without a name, as O_TMPFILE opens it."""
+        inode = self.volume.namespace.create_unnamed(
+            self.inode(directory).id, stat.S_IFREG | 0o644, self.caller
+        )
+        return self.volume.files.open(inode, os.O_RDWR, is_privileged=self.caller.uid == 0)
+
+    def name(self, handle: Handle, path: str) -> None:
+        """Give an open file a name."""
+        self.volume.namespace.link(handle.file.inode.id, *self.place(path))
 
     # Beside requests
 

@@ -1,0 +1,117 @@
+"""The requests that pyfuse3 cannot carry; the relay hands them over as the kernel sent them.
+
+As in `operations`, each handler translates, delegates once, and translates back.
+Files are found by their nodeids: all but TMPFILE are about files that are open.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+import trio
+
+from agentfs.filesystem.namespace import Caller
+from agentfs.fuse._relay import Relay
+from agentfs.fuse.attributes import packed_entry
+from agentfs.fuse.errnos import translate
+from agentfs.fuse.loop import letting_others_in
+from agentfs.fuse.operations import Operations
+
+# Opcodes and structures of linux/fuse.h.
+_FALLOCATE = 43
+_LSEEK = 46
+_COPY_FILE_RANGE = 47
+_TMPFILE = 51
+_COPY_FILE_RANGE_64 = 53
+
+_FALLOCATE_IN = struct.Struct("=QQQI4x")
+_LSEEK_IN = struct.Struct("=QqI4x")
+_LSEEK_OUT = struct.Struct("=Q")
+_COPY_IN = struct.Struct("=7Q")
+_COPY_OUT = struct.Struct("=I4x")
+_COPY_64_OUT = struct.Struct("=Q")
+_CREATE_IN = struct.Struct("=IIII")
+_OPEN_OUT = struct.Struct("=QI4x")
+
+
+class _Request(NamedTuple):
+    nodeid: int
+    caller: Caller
+    body: bytes
+
+    @property
+    def is_privileged(self) -> bool:
+        return self.caller.uid == 0
+
+
+class RelayOperations:
+    """Answers what `Relay.take_operations` gives."""
+
+    def __init__(self, relay: Relay, operations: Operations) -> None:
+        self._relay = relay
+        self._operations = operations
+        self._files = operations.volume.files
+        self._table = operations.volume.table
+        self._handlers: dict[int, Callable[[_Request], Coroutine[Any, Any, bytes]]] = {
+            _FALLOCATE: self._fallocate,
+            _LSEEK: self._lseek,
+            _COPY_FILE_RANGE: self._copy_file_range,
+            _TMPFILE: self._tmpfile,
+            _COPY_FILE_RANGE_64: self._copy_file_range_64,
+        }
+
+    async def serve(self) -> None:
+        """Answer what comes. Runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(self._relay.operations_fd)
+                for request in self._relay.take_operations():
+                    nursery.start_soon(self._answer, *request)
+
+    async def _answer(
+        self, unique: int, opcode: int, nodeid: int, uid: int, gid: int, body: bytes
+    ) -> None:
+        handler = self._handlers[opcode]
+        try:
+            reply = await letting_others_in(handler(_Request(nodeid, Caller(uid, gid), body)))
+        except Exception as error:
+            self._relay.answer(unique, translate(error, handler.__name__).errno, b"")
+        else:
+            self._relay.answer(unique, 0, reply)
+
+    async def _fallocate(self, request: _Request) -> bytes:
+        _, offset, length, mode = _FALLOCATE_IN.unpack_from(request.body)
+        file = self._table.opened(request.nodeid)
+        await self._files.allocate(file, mode, offset, length, is_privileged=request.is_privileged)
+        return b""
+
+    async def _lseek(self, request: _Request) -> bytes:
+        _, offset, whence = _LSEEK_IN.unpack_from(request.body)
+        file = self._table.opened(request.nodeid)
+        return _LSEEK_OUT.pack(await self._files.seek(file, offset, whence))
+
+    async def _copy_file_range(self, request: _Request) -> bytes:
+        return _COPY_OUT.pack(await self._copy(request))
+
+    async def _copy_file_range_64(self, request: _Request) -> bytes:
+        return _COPY_64_OUT.pack(await self._copy(request))
+
+    async def _copy(self, request: _Request) -> int:
+        _, start, target, _, at, length, _ = _COPY_IN.unpack_from(request.body)
+        return await self._files.copy_range(
+            self._table.opened(request.nodeid),
+            start,
+            self._table.opened(target),
+            at,
+            length,
+            is_privileged=request.is_privileged,
+        )
+
+    async def _tmpfile(self, request: _Request) -> bytes:
+        flags, mode, _, _ = _CREATE_IN.unpack_from(request.body)
+        fh, nodeid, inode = await self._operations.tmpfile(
+            request.nodeid, mode, flags, request.caller
+        )
+        return packed_entry(inode, nodeid) + _OPEN_OUT.pack(fh, 0)
