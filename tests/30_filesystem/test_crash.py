@@ -127,6 +127,23 @@ async def test_an_unlinked_file_that_was_open_is_gone_after_a_kill(machine: Mach
     assert not miscounts(shell.volume.index)
 
 
+async def test_a_file_without_a_name_is_gone_after_a_kill(machine: Machine) -> None:
+    shell = machine.open()
+    unnamed, named = shell.open_unnamed(), shell.open_unnamed()
+    for handle in (unnamed, named):
+        await shell.pwrite(handle, b"bytes" * 1000, 0)
+    shell.name(named, "/a")
+    await shell.sync()
+    machine.kill()
+    shell = machine.open()
+    assert shell.names() == [b"a"]
+    assert await shell.read("/a") == b"bytes" * 1000
+    assert len(machine.staged_names()) <= 1
+    (inodes,) = shell.volume.index.execute("SELECT count(*) FROM inode").fetchone()
+    assert inodes == 2
+    assert not miscounts(shell.volume.index)
+
+
 async def test_a_staged_file_without_an_inode_is_dropped(machine: Machine) -> None:
     shell = machine.open()
     await shell.write("/a", b"a")
@@ -295,6 +312,21 @@ async def test_what_was_synced_survives_a_power_cut(disk: Disk, machine: Machine
     shell = cut_power(disk, machine)
     for number in range(40):
         assert await shell.read(f"/{number}") == b"%d" % number * 2000
+
+
+async def test_what_was_fsynced_before_it_got_a_name_survives_a_power_cut(
+    disk: Disk, machine: Machine
+) -> None:
+    shell = open_on(disk, machine)
+    async with running(shell.volume):
+        handle = shell.open_unnamed()
+        await shell.pwrite(handle, b"whole" * 1000, 0)
+        await shell.volume.sealer.fsync(handle.file)
+        shell.name(handle, "/a")
+        await shell.volume.durability.sync()
+    shell = cut_power(disk, machine)
+    assert await shell.read("/a") == b"whole" * 1000
+    assert not miscounts(shell.volume.index)
 
 
 async def test_a_file_renamed_over_another_falls_back_to_what_the_name_showed(

@@ -304,3 +304,55 @@ async def test_a_failed_copy_leaves_the_sealed_file(
     assert not machine.staged_names()
     assert await shell.read("/a") == b"sealed" * 1000
     assert shell.volume.staging.used_bytes == 0
+
+
+@pytest.mark.parametrize("refusal", [errno.EXDEV, errno.EOPNOTSUPP, None])
+def test_copies_keep_holes_also_between_filesystems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    """A copy to *ahead* of where the bytes were, over what was there."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(refusal, "between two filesystems")
+
+    if refusal is not None:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    source = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT)
+    target = os.open(tmp_path / "b", os.O_RDWR | os.O_CREAT)
+    os.pwrite(source, b"x" * 10_000, 2 * MIB)
+    os.ftruncate(source, 8 * MIB)
+    os.pwrite(target, b"." * 3 * MIB, 0)
+    try:
+        assert staging.copy_extents(source, target, MIB, 8 * MIB, -MIB) == 7 * MIB
+        assert os.pread(target, 8 * MIB, 0) == (
+            bytes(MIB) + b"x" * 10_000 + bytes(6 * MIB - 10_000)
+        )
+        assert os.fstat(target).st_blocks * 512 < MIB
+        assert staging.copy_extents(source, target, MIB, 8 * MIB, 93 * MIB) == 7 * MIB
+        assert os.fstat(target).st_size == 101 * MIB
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def test_what_was_copied_before_the_disk_was_full_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [1]
+
+    def full(source: int, target: int, start: int, end: int, ahead: int) -> int:
+        if not left:
+            raise OSError(errno.ENOSPC, "full")
+        return left.pop() * (end - start)
+
+    monkeypatch.setattr(staging, "copy_range", full)
+    source = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT)
+    target = os.open(tmp_path / "b", os.O_RDWR | os.O_CREAT)
+    os.pwrite(source, b"x" * (20 * MIB), 0)
+    try:
+        assert staging.copy_extents(source, target, 0, 20 * MIB, 0) == 8 * MIB
+        with pytest.raises(OSError, match="full"):
+            staging.copy_extents(source, target, 0, 20 * MIB, 0)
+    finally:
+        os.close(source)
+        os.close(target)
