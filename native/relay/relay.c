@@ -46,6 +46,10 @@ enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 200 * 1000 };
  * at once, and after how many sleeps it looks again. */
 enum { LOOK_NS = 30 * 1000, VAIN_LOOKS_MAX = 3, LOOK_AGAIN_AFTER = 64 };
 
+/* From here on Python copies faster than the kernel does by itself: 8 MiB in 0.7 ms against 1.8,
+ * but 64 KiB in 90 us against 27. */
+enum { COPY_LEAST_BYTES = 512 * 1024 };
+
 const char *const relay_counter_names[COUNTERS] = {
 #define RELAY_COUNTER(name) #name,
     RELAY_COUNTERS(RELAY_COUNTER)
@@ -380,6 +384,17 @@ static bool answer_ioctl(struct relay *relay, int device, const struct request *
     return true;
 }
 
+/* After EOPNOTSUPP the kernel copies by itself, from backing file to backing file. */
+static bool answer_copy(struct relay *relay, int device, const struct request *request)
+{
+    const struct fuse_copy_file_range_in *in = (const void *)request->body;
+    if (in->len >= COPY_LEAST_BYTES)
+        return false;
+    count(relay, COUNTER_answered_copy);
+    answer(relay, device, request->header.unique, EOPNOTSUPP, NULL, 0);
+    return true;
+}
+
 /* True when it needs no forwarding. */
 static bool answer_here(struct relay *relay, int device, const struct request *request)
 {
@@ -396,6 +411,9 @@ static bool answer_here(struct relay *relay, int device, const struct request *r
         return answer_flush(relay, device, request);
     case FUSE_IOCTL:
         return answer_ioctl(relay, device, request);
+    case FUSE_COPY_FILE_RANGE:
+    case ABI_COPY_FILE_RANGE_64:
+        return answer_copy(relay, device, request);
     default:
         return false;
     }

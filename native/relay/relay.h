@@ -28,6 +28,7 @@ enum { RELAY_ANSWER_BYTES_MAX = 256 };
     X(answered_getxattr)                                                                           \
     X(answered_flush)                                                                              \
     X(answered_ioctl)                                                                              \
+    X(answered_copy)                                                                               \
     X(amended_init) /* replies of Python that were changed, by kind */                             \
     X(amended_open)                                                                                \
     X(interrupts)    /* forwarded */                                                               \

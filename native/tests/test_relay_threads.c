@@ -340,6 +340,19 @@ static void operations_reach_python_by_a_way_of_their_own(void)
     end();
 }
 
+static void a_short_copy_is_left_to_the_kernel(void)
+{
+    struct fuse_copy_file_range_in in = {.nodeid_out = 6, .len = 4096};
+    begin();
+    ask(0, ABI_COPY_FILE_RANGE_64, 2, 5, &in, sizeof in);
+    CHECK(answered(0).header.error == -EOPNOTSUPP);
+    in.len = 1 << 20;
+    ask(0, ABI_COPY_FILE_RANGE_64, 4, 5, &in, sizeof in);
+    CHECK(operation(&in, sizeof in).unique == 4);
+    CHECK(counted(COUNTER_answered_copy) == 1 && counted(COUNTER_operations) == 1);
+    end();
+}
+
 static void a_file_without_a_name_is_passthrough_from_the_start(void)
 {
     struct fuse_create_in in = {.flags = O_RDWR | O_TMPFILE, .mode = S_IFREG};
@@ -604,6 +617,7 @@ int main(void)
     RUN(an_interrupt_python_cannot_place_is_sent_again);
     RUN(without_python_nothing_hangs);
     RUN(operations_reach_python_by_a_way_of_their_own);
+    RUN(a_short_copy_is_left_to_the_kernel);
     RUN(a_file_without_a_name_is_passthrough_from_the_start);
     RUN(an_operation_that_nobody_will_answer_fails);
     RUN(the_end_of_the_mount_is_told);
