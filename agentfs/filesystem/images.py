@@ -206,6 +206,7 @@ class Images:
             return None
         path = f"{self._directory}/{digest.hex()}"
         os.rename(staged.path, path)
+        os.truncate(path, size)  # gives back what was reserved beyond its end
         self._staging.let_go(staged)
         self._staging.count_images(size)
         image = self._add(digest, path, backing, size)
