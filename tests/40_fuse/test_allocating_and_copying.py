@@ -261,6 +261,34 @@ def test_a_reader_of_content_that_has_been_replaced_copies_what_it_reads(
     assert (mnt / "b").read_bytes() == data
 
 
+def test_a_reader_of_a_file_that_left_a_clone_copies_what_it_reads(
+    relay_only: None, mnt: Path, mounted: Any
+) -> None:
+    data = random.Random(6).randbytes(MIB)
+    (mnt / "a").write_bytes(data)
+    mounted.agentfs("clone", mnt / "a", mnt / "twin")  # shares the staged copy
+    with (mnt / "a").open("rb") as source, (mnt / "b").open("wb") as target:
+        with (mnt / "a").open("r+b") as writer:
+            writer.write(b"new")
+        assert os.copy_file_range(source.fileno(), target.fileno(), MIB) == MIB
+        assert os.lseek(source.fileno(), 1000, os.SEEK_DATA) == 1000
+        assert os.lseek(source.fileno(), 1000, os.SEEK_HOLE) == MIB
+        with fails(errno.ENXIO):
+            os.lseek(source.fileno(), MIB, os.SEEK_DATA)
+    assert (mnt / "b").read_bytes() == (mnt / "twin").read_bytes() == data
+    assert (mnt / "a").read_bytes() == b"new" + data[3:]
+
+
+def test_a_change_of_a_clone_is_its_own(relay_only: None, mnt: Path, mounted: Any) -> None:
+    data = random.Random(7).randbytes(MIB)
+    (mnt / "a").write_bytes(data)
+    mounted.agentfs("clone", mnt / "a", mnt / "twin")
+    with (mnt / "twin").open("r+b") as file:
+        fallocate(file.fileno(), PUNCH_HOLE | KEEP_SIZE, 0, MIB // 2)
+    assert (mnt / "a").read_bytes() == data
+    assert (mnt / "twin").read_bytes() == bytes(MIB // 2) + data[MIB // 2 :]
+
+
 def test_holes_are_copied_as_holes(relay_only: None, mnt: Path, mounted: Any) -> None:
     with (mnt / "a").open("wb") as file:
         file.write(b"a" * 4096)
