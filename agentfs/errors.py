@@ -103,6 +103,12 @@ class NotPermitted(AgentfsError):
     exit_code = 16
 
 
+class WorkerFails(AgentfsError):
+    """Workers died as soon as they were started, again and again; the mount is cleared."""
+
+    exit_code = 17
+
+
 def error_for(exit_code: int, message: str) -> AgentfsError:
     """Rebuild an error that crossed a process boundary as *exit_code* and text."""
     for kind in AgentfsError.__subclasses__():

@@ -1,7 +1,7 @@
 """The composition root: builds a mount, serves it, and takes it down in order.
 
-Start: lock the store, open the volume, mount, listen on the control socket, say
-that it is ready. End, whether by `agentfs umount`, umount(8) or a signal: stop
+Start: open the volume, mount (in relay mode the keeper did), listen on the control
+socket, say that it is ready. End, whether by `agentfs umount`, umount(8) or a signal: stop
 accepting, unmount, seal what is staged, make it durable, close the volume.
 """
 
@@ -12,14 +12,17 @@ import dataclasses
 import errno
 import functools
 import gc
+import json
 import logging
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,13 @@ import trio
 from agentfs import __version__
 from agentfs.config import MountConfig
 from agentfs.control import lock, server
-from agentfs.errors import FilesOpen, NoSpace, NoSuchPath, PathTaken, UsageError
+from agentfs.errors import AgentfsError, FilesOpen, NoSpace, NoSuchPath, PathTaken, UsageError
 from agentfs.filesystem.volume import Volume
-from agentfs.fuse import announce
+from agentfs.fuse import announce, loop
+from agentfs.fuse.connection import Connection
 from agentfs.fuse.operations import Operations
-from agentfs.fuse.session import Session, choose
+from agentfs.fuse.session import PlainSession, RelaySession, Session
+from agentfs.notify import notify, watchdog_period_s
 
 log = logging.getLogger(__name__)
 
@@ -41,26 +46,56 @@ _MAX_TASKS = 128
 """Requests answered at once; more wait in the kernel."""
 
 
-def run(config: MountConfig, ready: Callable[[dict[str, Any]], None]) -> int:
-    """Serve a mount until it is unmounted; returns the exit code.
+Ready = Callable[[dict[str, Any]], None]
 
+_HAND_OVER_S = 0.5
+"""How long requests in hand may take when another worker waits to go on; they are sent again."""
+
+
+@dataclass
+class KeeperLine:
+    """What a worker has of its keeper."""
+
+    line: socket.socket
+    pid: int
+    send: Callable[[socket.socket, dict[str, Any]], None]
+    handed_over: int
+    """Exit code that says that another worker is to go on."""
+
+
+def run(config: MountConfig, reason: str, ready: Ready) -> int:
+    """Serve a mount in plain mode until it is unmounted; returns the exit code.
+
+    :param reason: why this mode
     :param ready: called once with what there is to say when the mount is up
     :raises AgentfsError: it could not be mounted; nothing was changed
     """
-    _raise_file_limit()
     held = lock.hold(config.store)
     try:
-        session = choose(config)
-        try:
-            volume = _open_volume(config, session)
-            try:
-                return trio.run(functools.partial(_Mount(config, session, volume).serve, ready))
-            finally:
-                volume.close()
-        finally:
-            session.close()
+        return _serve(config, PlainSession(config, reason), None, ready)
     finally:
         os.close(held)
+
+
+def run_worker(config: MountConfig, connection: Connection, reason: str, keeper: KeeperLine) -> int:
+    """Serve what the keeper has mounted, in relay mode, from where an earlier worker stopped.
+
+    The caller holds the store's lock. Returns the exit code.
+    """
+    session = RelaySession(config, connection, reason)
+    return _serve(config, session, keeper, lambda info: keeper.send(keeper.line, {"ready": info}))
+
+
+def _serve(config: MountConfig, session: Session, keeper: KeeperLine | None, ready: Ready) -> int:
+    _raise_file_limit()
+    try:
+        volume = _open_volume(config, session)
+        try:
+            return trio.run(functools.partial(_Mount(config, session, volume, keeper).serve, ready))
+        finally:
+            volume.close()
+    finally:
+        session.close()
 
 
 def _open_volume(config: MountConfig, session: Session) -> Volume:
@@ -105,17 +140,21 @@ def _raise_file_limit() -> None:
 class _Mount:
     """One mount from ready to gone."""
 
-    def __init__(self, config: MountConfig, session: Session, volume: Volume) -> None:
+    def __init__(
+        self, config: MountConfig, session: Session, volume: Volume, keeper: KeeperLine | None
+    ) -> None:
         self._config = config
         self._session = session
         self._volume = volume
+        self._keeper = keeper
+        self._refusals_in, self._refusals = trio.open_memory_channel[str](1)
         self._started = time.monotonic()
         volume.cloner.announce = functools.partial(announce.announce, config.mountpoint)
         volume.cloner.write_back = announce.write_back
 
-    async def serve(self, ready: Callable[[dict[str, Any]], None]) -> int:
+    async def serve(self, ready: Ready) -> int:
         mode = self._session.mode
-        self._session.start(Operations(self._volume))
+        self._session.start(Operations(self._volume, self._session.relay))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_on_signals)
@@ -125,11 +164,15 @@ class _Mount:
                     "sync": self._sync,
                     "gc": self._gc,
                     "clone": self._clone,
+                    "restart": self._restart,
                     "stop": self._stop,
                 }
                 await nursery.start(functools.partial(server.serve, self._config.store, handlers))
                 _tune_interpreter()
                 nursery.start_soon(self._session.watch, self._volume.files)
+                nursery.start_soon(self._say_alive)
+                if self._keeper is not None:
+                    nursery.start_soon(self._obey, self._keeper)
                 ready({"mode": mode, "mode_reason": self._session.reason})
                 log.info(
                     "%s is mounted (%s mode: %s)",
@@ -154,7 +197,46 @@ class _Mount:
     async def _stop_on_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
-                pyfuse3.terminate()
+                await loop.terminate()
+
+    # The keeper
+
+    async def _obey(self, keeper: KeeperLine) -> None:
+        """Do what the keeper says. Without a keeper the mount goes on, for as long as we live."""
+        with trio.socket.from_stdlib_socket(keeper.line) as line:
+            while packet := await line.recv(4096):
+                message = json.loads(packet)
+                if "stop" in message:
+                    await loop.terminate()
+                elif "retire" in message:
+                    await self._hand_over(keeper)
+                elif "refused" in message:
+                    await self._refusals_in.send(message["refused"])
+        log.warning("the keeper is gone: nobody will take over from this worker")
+        self._keeper = None
+
+    async def _hand_over(self, keeper: KeeperLine) -> None:
+        """Answer what is in hand, and end as if killed: the next worker recovers from that."""
+        relay = self._session.relay
+        assert relay is not None, "who has a keeper has a relay"
+        relay.retire()
+        with trio.move_on_after(_HAND_OVER_S):
+            while relay.stats()["pending"]:
+                await trio.sleep(0.002)
+                relay.pump()
+        logging.shutdown()
+        os._exit(keeper.handed_over)
+
+    async def _say_alive(self) -> None:
+        """Tell the service manager's watchdog that requests are still being answered."""
+        period_s = watchdog_period_s()
+        while period_s is not None:
+            if self._keeper is None:
+                notify("WATCHDOG=1")
+            else:
+                with contextlib.suppress(OSError):
+                    self._keeper.send(self._keeper.line, {"alive": True})
+            await trio.sleep(period_s)
 
     # Control operations
 
@@ -163,7 +245,9 @@ class _Mount:
             "version": __version__,
             "mode": self._session.mode,
             "mode_reason": self._session.reason,
-            "pid": os.getpid(),
+            "pid": os.getpid() if self._keeper is None else self._keeper.pid,
+            "keeper_pid": None if self._keeper is None else self._keeper.pid,
+            "worker_pid": os.getpid(),
             "rss_bytes": _rss_bytes(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "store": str(self._config.store),
@@ -211,6 +295,15 @@ class _Mount:
                     f"{root}{source} cannot become {root}{target}: {error.strerror}"
                 ) from error
             raise
+
+    async def _restart(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        """Be replaced: who asked sees the connection end, or why it cannot be."""
+        if self._keeper is None:
+            raise UsageError(
+                "only relay mode has a keeper that can replace the worker; umount, and mount again"
+            )
+        self._keeper.send(self._keeper.line, {"restart": True})
+        raise AgentfsError(f"the worker is not replaced: {await self._refusals.receive()}")
 
     async def _stop(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         await self._sync(args, progress)

@@ -348,7 +348,7 @@ class Agentfs(Target):
         return [self.store]
 
     def daemon_pid(self) -> int:
-        return int(self.stats()["pid"])
+        return int(self.stats()["worker_pid"])
 
 
 class AgentfsPlain(Agentfs):

@@ -123,7 +123,10 @@ class Mounted:
         for victim in {pid, self.pid} - {0}:
             # The lock may be stale or the pid reused: look before shooting.
             if is_agentfs(victim):
-                os.kill(victim, signal.SIGKILL)
+                workers = children(victim)  # the keeper first: it would start others
+                for process in (victim, *workers):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
         wait_until(lambda: lock.holder(self.store) is None)
         self.pid = 0
 
@@ -161,6 +164,13 @@ def is_agentfs(pid: int) -> bool:
         return b"agentfs" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of *pid*."""
+    with contextlib.suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:

@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("umount", "mounting", "seal everything, unmount and wait until the store is free"),
         ("sync", "maintenance", "seal all files now and wait until they are on disk"),
         ("stats", "stats", "show what a store holds and saves, mounted or not"),
+        ("restart", "restart", "replace the daemon's worker, by the version installed now"),
         ("gc", "maintenance", "give space of deleted content back to the disk"),
     ):
         add(name, module, summary).add_argument(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from agentfs.errors import AgentfsError, DaemonSilent, error_for
+from agentfs.logs import log_to_stderr
 
 LOG_NAME = "daemon.log"
 LOG_MAX_BYTES = 4 * 1024 * 1024  # at start a longer log becomes daemon.log.1
@@ -51,16 +52,6 @@ def spawn(run: Run, store: Path) -> tuple[int, dict[str, Any]]:
     os.waitpid(child, 0)
     with contextlib.closing(os.fdopen(reader, "rb", buffering=0)) as pipe:
         return _await_ready(pipe.fileno(), store)
-
-
-def log_to_stderr() -> None:
-    """Send the daemon's log records to stderr, one line each, with time and level."""
-    logging.basicConfig(
-        level=logging.DEBUG if os.environ.get("AGENTFS_DEBUG") == "1" else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
 
 
 def _await_ready(pipe: int, store: Path) -> tuple[int, dict[str, Any]]:

@@ -32,6 +32,8 @@ from agentfs.errors import (
     NotMounted,
     StoreUnusable,
 )
+from agentfs.logs import log_to_stderr
+from agentfs.notify import notify
 
 MNT_DETACH = 2  # from linux/fs.h
 STOP_LIMIT_S = 60.0  # from the daemon's answer to the end of its process
@@ -73,8 +75,8 @@ def mount(config: MountConfig, *, as_json: bool, make_mountpoint: bool) -> int:
     run = functools.partial(_run, config)
     try:
         if config.foreground:
-            daemonise.log_to_stderr()
-            return run(lambda info: _announce(config, os.getpid(), info, as_json))
+            log_to_stderr()
+            return run(functools.partial(_announce_to_all, config, as_json))
         pid, info = daemonise.spawn(run, config.store)
     except BaseException as error:
         if made and getattr(error, "exit_code", 1) != 1:  # 1: the log is needed
@@ -148,9 +150,21 @@ def detach(mountpoint: Path) -> None:
 
 
 def _run(config: MountConfig, ready: Callable[[dict[str, Any]], None]) -> int:
+    from agentfs.fuse.connection import choose
+
+    mode, reason = choose(config)
+    if mode == "relay":
+        from agentfs.keeper import keeper
+
+        return keeper.run(config, reason, ready)
     from agentfs.mount import run
 
-    return run(config, ready)
+    return run(config, reason, ready)
+
+
+def _announce_to_all(config: MountConfig, as_json: bool, info: dict[str, Any]) -> None:
+    _announce(config, os.getpid(), info, as_json)
+    notify("READY=1")
 
 
 def _with_mountpoint(config: MountConfig, *, make: bool) -> MountConfig:

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentfs.control import protocol
+from agentfs.control import lock, protocol
 from agentfs.errors import AgentfsError, DaemonSilent, NotMounted, StoreUnusable, error_for
 
 # A daemon under full load answers within a second; this is for one that is swapped out.
 SILENCE_S = 30.0
+
+_TAKE_OVER_S = 2.0  # another worker listens within a second
+_TRY_EVERY_S = 0.02
 
 ProgressFn = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many (0: unknown)."""
@@ -32,15 +35,36 @@ def call(
     *,
     on_progress: ProgressFn | None = None,
     silence_s: float = SILENCE_S,
+    is_repeatable: bool = True,
 ) -> dict[str, Any]:
     """Run *op* in the daemon that holds *store_dir*; returns its result.
+
+    While somebody holds the store another worker may be about to listen: it is asked
+    again for a while, unless *op* is not *is_repeatable*.
 
     Raises NotMounted when nobody listens, DaemonSilent when nothing is heard for
     *silence_s* seconds, and the daemon's own error when it answers with one.
     """
+    deadline = time.monotonic() + (_TAKE_OVER_S if is_repeatable else 0.0)
+    while True:
+        try:
+            return _call_once(store_dir, op, args or {}, on_progress, silence_s)
+        except NotMounted:
+            if time.monotonic() >= deadline or lock.holder(store_dir) is None:
+                raise
+            time.sleep(_TRY_EVERY_S)
+
+
+def _call_once(
+    store_dir: Path,
+    op: str,
+    args: dict[str, Any],
+    on_progress: ProgressFn | None,
+    silence_s: float,
+) -> dict[str, Any]:
     try:
         with contextlib.closing(_connect(store_dir, silence_s)) as connection:
-            connection.sendall(protocol.encode({"op": op, "args": args or {}}))
+            connection.sendall(protocol.encode({"op": op, "args": args}))
             for reply in _replies(connection):
                 if "progress" not in reply:
                     return _result(reply)

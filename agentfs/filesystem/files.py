@@ -87,9 +87,9 @@ async def _turn(lock: Mutex) -> None:
 
 
 class Handle:
-    """One open(2) of a regular file."""
+    """One open(2) of a regular file, or several that are alike."""
 
-    __slots__ = ("file", "is_privileged", "is_writer", "records_atime")
+    __slots__ = ("file", "is_privileged", "is_writer", "opens", "records_atime")
 
     def __init__(self, file: LiveFile, *, is_writer: bool, is_privileged: bool) -> None:
         self.file = file
@@ -97,6 +97,8 @@ class Handle:
         self.is_privileged = is_privileged
         """Opened by root: writing leaves set-id bits alone."""
         self.records_atime = False
+        self.opens = 0
+        """How many share it; not counted: those that another worker granted."""
 
 
 class Files:
@@ -118,6 +120,9 @@ class Files:
 
     async def prepare(self, inode: Inode, flags: int) -> None:
         """Make an inode ready to be opened; nothing to do when we serve reads and writes."""
+
+    def inherit(self) -> None:
+        """Go on where an earlier worker stopped; without the relay there is none."""
 
     def is_short_of_room(self) -> bool:
         """Whether `prepare_room` is to be called before an inode is made."""

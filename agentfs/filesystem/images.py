@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -74,6 +75,13 @@ class Relay(Protocol):
         /,
     ) -> None: ...
     def set_ino(self, nodeid: int, ino: int) -> None: ...
+    def forget_ino(self, nodeid: int) -> None: ...
+    @property
+    def has_taken_over(self) -> bool: ...
+    @property
+    def highest_nodeid(self) -> int: ...
+    def rows(self) -> list[tuple[int, int, int, int, int, int]]: ...
+    def backings(self) -> list[tuple[int, int, int]]: ...
 
 
 class Image:
@@ -117,12 +125,30 @@ class Images:
         self._clock = 0.0
         self._in_small_pages: list[Image] = []
         staging.make_room = self.make_room
-        for path in self._directory.iterdir():
-            path.unlink()  # of an earlier daemon; what is needed again is made again
 
     @property
     def count(self) -> int:
         return len(self._images)
+
+    def inherit(self, backings: dict[tuple[int, int], int]) -> dict[tuple[int, int], Image]:
+        """Keep the images of an earlier daemon that the kernel has; drop the others.
+
+        :param backings: backing id by (st_dev, st_ino)
+        :returns: images by the same
+        """
+        kept = {}
+        for path in self._directory.iterdir():
+            status = path.stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity not in backings or path.name.endswith(_INCOMPLETE):
+                path.unlink()
+                continue
+            self._staging.count_images(status.st_size)
+            digest = bytes.fromhex(path.name)
+            image = self._add(digest, str(path), backings[identity], status.st_size)
+            image.is_frozen = not status.st_mode & stat.S_IWUSR
+            kept[identity] = image
+        return kept
 
     async def get(self, content: int) -> Image | None:
         """The image of a content, made if need be; None: it is not to be resident.

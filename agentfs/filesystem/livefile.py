@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DIRECTORIES_KEPT = 4096
+
+_UNKNOWN_LOOKUPS = 1 << 62
 
 _REAP_AT = 256
 """Unlinked inodes are removed this many at a time: one transaction instead of one each."""
@@ -153,7 +156,7 @@ class InodeTable:
         """Inode by nodeid, of those that have been split."""
         index.transaction.on_failure = self._reread
         self._left: dict[int, LiveFile] = {}
-        """What a nodeid that its name has left shows to those who have it open."""
+        """By nodeid that its name has left: the file as those see it who have it open."""
         self.watch()
 
     def watch(
@@ -162,6 +165,7 @@ class InodeTable:
         changed: Callable[[int], None] = lambda nodeid: None,
         forgotten: Callable[[LiveFile], None] = lambda live: None,
         directory_changed: Callable[[Inode], None] = lambda directory: None,
+        moved_back: Callable[[int], None] = lambda nodeid: None,
     ) -> None:
         """Ask and tell the relay; without arguments, no more.
 
@@ -169,7 +173,9 @@ class InodeTable:
         :param changed: attributes of a nodeid changed by another way than through it
         :param forgotten: the kernel has forgotten a file
         :param directory_changed: entries did; the kernel will ask for its attributes
+        :param moved_back: a nodeid means no inode any more
         """
+        self._moved_back = moved_back
         self._opens = opens
         self._changed = changed
         self.directory_changed = directory_changed
@@ -288,6 +294,7 @@ class InodeTable:
         number = live.inode.id
         if live.nodeid != number and number not in self._left and number not in self._lookups:
             self._moved.pop(live.nodeid, None)
+            self._moved_back(live.nodeid)
             live.nodeid = number
 
     def inode_id(self, nodeid: int) -> int:
@@ -299,7 +306,7 @@ class InodeTable:
 
         :raises StaleNode: they lead to another one now
         """
-        if nodeid in self._left:
+        if nodeid in self._left or self.nodeid(self.inode_id(nodeid)) != nodeid:
             raise StaleNode
         return self.get(nodeid)
 
@@ -420,10 +427,54 @@ class InodeTable:
             self._retire(inode_id)
         self.reap()
 
-    def drop_all_unlinked(self) -> None:
-        """At the start and the end of a mount, no unlinked inode can be in use."""
+    def drop_unlinked(self) -> None:
+        """At the start of a mount no unlinked inode can be in use."""
         with self._index.transaction:
             self._index.remove_unlinked()
+
+    # Taking over from another worker, before any request
+
+    def inherit_unlinked(self, is_open: Container[int]) -> None:
+        """Keep what has no name and is open, or is a directory, which may be somebody's own.
+
+        The kernel may still know the others; it cannot open them any more.
+        """
+        with self._index.transaction:  # trees that were being made, or removed
+            self._index.inodes.drop_links(self._index.dentries.delete_below_unlinked())
+        for inode_id in self._index.inodes.unlinked():
+            inode = self._index.inodes.get(inode_id)
+            self._unlinked.add(inode_id)
+            if inode is None or not (inode.is_directory or inode_id in is_open):
+                self._retire(inode_id)
+        self.reap()
+
+    def inherit_nodeid(self, nodeid: int, inode_id: int, *, is_newest: bool) -> None:
+        """An inode had got another nodeid. How often the kernel was told of it is unknown."""
+        self._moved[nodeid] = inode_id
+        self._lookups[nodeid] = _UNKNOWN_LOOKUPS
+        inode = self._index.inodes.get(inode_id)
+        if is_newest and inode is not None:
+            self.enliven(inode).nodeid = nodeid
+
+    def inherit_open(self, nodeid: int, size: int | None) -> LiveFile:
+        """The file that is open under a nodeid; made up if its row is gone.
+
+        :param size: of the image through which it is open, None: it is not
+        """
+        inode_id = self.inode_id(nodeid)
+        inode = self._index.inodes.get(inode_id)
+        if inode is None:
+            inode = Inode(inode_id, stat.S_IFREG | 0o644, 0, 0, 0, size or 0, 0, 0, 0)
+            self._unlinked.add(inode_id)
+            self._ghosts[inode_id] = inode
+        if self.nodeid(inode_id) == nodeid:
+            return self.enliven(inode)
+        left = LiveFile(inode)
+        left.nodeid = nodeid
+        if size is not None:
+            inode.size = size
+        self._left[nodeid] = left
+        return left
 
     def staged_files(self) -> Iterator[LiveFile]:
         return (live for live in self._live.values() if live.staged is not None)

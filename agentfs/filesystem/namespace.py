@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -225,9 +225,18 @@ class Namespace:
         self._after_drop(inode, is_removed=is_removed)
 
     def rename(
-        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
+        self,
+        old_parent: int,
+        old_name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        request: int = 0,
     ) -> None:
-        """Move a name, replacing what the new one means, or exchange two."""
+        """Move a name, replacing what the new one means, or exchange two.
+
+        :param request: its number, if it may have been done before: an exchange is done once
+        """
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "unknown rename flag")
         if len(new_name) > NAME_BYTES_MAX:
@@ -238,7 +247,9 @@ class Namespace:
         if flags & RENAME_EXCHANGE:
             if victim is None:
                 raise OSError(errno.ENOENT, "nothing to exchange with")
-            self._exchange(moved, old_parent, old_name, victim, new_parent, new_name)
+            if request and self._dentries.last_exchange(old_parent) == request:
+                return
+            self._exchange(moved, old_parent, old_name, victim, new_parent, new_name, request)
             return
         if victim is not None:
             if flags & RENAME_NOREPLACE:
@@ -303,10 +314,13 @@ class Namespace:
         other: Inode,
         other_parent: int,
         other_name: bytes,
+        request: int,
     ) -> None:
         now = time.time_ns()
         difference = int(other.is_directory) - int(one.is_directory)
         with self._index.transaction:
+            if request:
+                self._dentries.note_exchange(one_parent, request)
             self._dentries.point(one_parent, one_name, other.id)
             self._dentries.point(other_parent, other_name, one.id)
             for inode, parent in ((one, other_parent), (other, one_parent)):
@@ -473,6 +487,10 @@ class Namespace:
             raise OSError(errno.ENODATA, "no such attribute")
         return value
 
+    def has_xattr(self, inode_id: int, name: bytes, *, other_than: bytes) -> bool:
+        """Whether there is an attribute of that name with another value."""
+        return self._xattrs.get(inode_id, name) not in (None, other_than)
+
     def set_xattr(self, inode_id: int, name: bytes, value: bytes) -> None:
         if not name.startswith(_SUPPORTED_XATTRS):
             raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
@@ -503,15 +521,21 @@ class DirectoryStream:
     good while names come and go; reading from position 0 starts afresh.
     """
 
-    __slots__ = ("_ahead", "_ahead_at", "_inode_id", "_names", "_namespace")
+    __slots__ = ("_ahead", "_ahead_at", "_before", "_inode_id", "_names", "_namespace", "_places")
 
     _BATCH = 128
     """Read at once; a reply of one page takes about 24, the rest waits for the next."""
 
-    def __init__(self, namespace: Namespace, inode_id: int) -> None:
+    def __init__(
+        self, namespace: Namespace, inode_id: int, places: Sequence[tuple[int, bytes]] = ()
+    ) -> None:
+        """:param places: (position, name before it) to which another worker has listed it"""
         self._namespace = namespace
         self._inode_id = inode_id
+        self._places = places
         self._names: list[bytes] = [b".", b".."]
+        self._before = 0
+        """How many names that were taken are not in `_names`, being before them."""
         self._ahead: list[Row] = []
         """Entries read but not taken yet, last first; good while no row changes."""
         self._ahead_at = 0
@@ -521,13 +545,16 @@ class DirectoryStream:
 
         An entry counts as taken when the next one is asked for.
         """
-        names, namespace = self._names, self._namespace
-        if position == 0:
-            del names[2:]
-        if position < len(names) or namespace.changes != self._ahead_at:
+        if position == 0 or (position < self._before and not self._places):
+            self._names, self._before, self._ahead = [b".", b".."], 0, []
+        elif self._places:
+            self._go_on_from(position)
+        self._places = ()
+        names, before, namespace = self._names, self._before, self._namespace
+        if position < before + len(names) or namespace.changes != self._ahead_at:
             self._ahead = []
-        while position < len(names):
-            name = names[position]
+        while position < before + len(names):
+            name = names[position - before]
             position += 1
             inode = namespace.lookup(self._inode_id, name)
             if inode is not None:
@@ -535,12 +562,20 @@ class DirectoryStream:
         ahead = self._ahead
         while True:
             if not ahead:
-                last = names[-1] if len(names) > 2 else b""
+                last = names[-1] if names[-1] != b".." else b""
                 self._ahead_at = namespace.changes
                 ahead = self._ahead = namespace.rows_after(self._inode_id, last, self._BATCH)
                 ahead.reverse()
                 if not ahead:
                     return
             row = ahead[-1]
-            yield len(names) + 1, row[-1], namespace.inode_of(row)
+            if before + len(names) >= position:
+                yield before + len(names) + 1, row[-1], namespace.inode_of(row)
             names.append(ahead.pop()[-1])
+
+    def _go_on_from(self, position: int) -> None:
+        """Know as much of another worker's listing as reading from *position* takes."""
+        passed = [place for place in self._places if 2 < place[0] <= position]
+        if passed:
+            after, name = max(passed)
+            self._names, self._before = [name], after - 1

@@ -51,7 +51,57 @@ class PassthroughFiles(Files):
         super().__init__(index, table, namespace, staging, contents)
         self._relay = relay
         self.images = Images(staging, contents, relay)
-        table.watch(relay.opens, self._changed, self._forgotten, self._directory_changed)
+        table.watch(
+            relay.opens,
+            self._changed,
+            self._forgotten,
+            self._directory_changed,
+            relay.forget_ino,
+        )
+
+    # Taking over
+
+    def inherit(self) -> None:
+        """Go on where an earlier worker stopped: what is open stays so through the same file."""
+        files = {id: (device, number) for id, device, number in self._relay.backings()}
+        images = self.images.inherit({identity: id for id, identity in files.items()})
+        used = set()
+        for nodeid, _, backing, passed, handles, writers in self._relay.rows():
+            if passed or handles:
+                identity = files.get(backing)
+                image = None if identity is None else images.get(identity)
+                file = self._table.inherit_open(nodeid, image.size if image else None)
+                file.handles, file.writers = handles, writers
+                self._attach_again(file, backing, identity, image)
+                used.add(backing)
+        used.update(image.backing for image in images.values())
+        for backing in files.keys() - used:
+            with contextlib.suppress(FileNotFoundError):  # given back, and not yet noted so
+                self._relay.unregister(backing)
+
+    def _attach_again(
+        self,
+        file: LiveFile,
+        backing: int,
+        identity: tuple[int, int] | None,
+        image: Image | None,
+    ) -> None:
+        """Attach a file that is open, by its backing id, to the file that this stands for."""
+        is_named = self._table.live(file.inode.id) is file
+        if is_named and file.staged is not None and identity == _identity(file.staged):
+            file.backing = backing
+            self._attach_staged(file, file.staged, writes=file.writers > 0)
+            return
+        if image is not None and not image.users:
+            image.backing = backing  # clones may have registered the same file again
+        if image is not None and is_named:
+            self._attach_image(file, image)
+        elif image is not None:
+            self.images.use(image, file)
+            self._attach_left(file, backing)
+        elif backing:  # it has lost its name, or others have it
+            file.backing = backing
+            self._attach_left(file, backing)
 
     # Opening
 
@@ -184,6 +234,12 @@ class PassthroughFiles(Files):
         Other names of the file still lead the kernel to the old nodeid: opening it must reach
         us from now on, to be sent on.
         """
+        self._attach_left(file, backing)
+        fresh = self._table.split(file)
+        self._relay.set_ino(fresh.nodeid, fresh.inode.id)
+
+    def _attach_left(self, file: LiveFile, backing: int) -> None:
+        """Grant no open of it unasked: names lead elsewhere, or are about to."""
         self._relay.attach(
             file.nodeid,
             backing,
@@ -192,8 +248,6 @@ class PassthroughFiles(Files):
             fresh_until_ns=0,
             capability_free=False,
         )
-        fresh = self._table.split(file)
-        self._relay.set_ino(fresh.nodeid, fresh.inode.id)
 
     async def _fill(self, fd: int, content: int, size: int) -> None:
         image = self.images.find(content)
@@ -369,6 +423,11 @@ class PassthroughFiles(Files):
 def _is_kernels_alone(file: LiveFile) -> bool:
     """The name has moved away, and the staged copy with it; who has it open reads it still."""
     return file.backing is not None and file.staged is None
+
+
+def _identity(staged: StagedFile) -> tuple[int, int]:
+    status = os.stat(staged.path)
+    return status.st_dev, status.st_ino
 
 
 def _fresh_until_ns(inode: Inode) -> int:

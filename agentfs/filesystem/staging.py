@@ -194,9 +194,10 @@ class Staging:
         """Frees room on tmpfs for so many bytes more; replaced by whoever keeps images there."""
         self._boot = store / "boot"
         self._drop_what_a_crash_left()
-        self._boot.write_text(BOOT_ID.read_text())
-        sync_path(self._boot)
-        sync_path(store)
+        if not self._boot.exists():  # else a worker before us wrote and synced it
+            self._boot.write_text(BOOT_ID.read_text())
+            sync_path(self._boot)
+            sync_path(store)
 
     def _drop_what_a_crash_left(self) -> None:
         if not self._boot.exists() or self._boot.read_text() == BOOT_ID.read_text():
@@ -204,6 +205,7 @@ class Staging:
         for name in os.listdir(self._disk):
             log.warning("staged file %s was being written when the machine stopped: dropped", name)
             os.unlink(self._disk / name)
+        self._boot.unlink()
 
     def _path(self, inode_id: int, *, on_disk: bool) -> str:
         return f"{self._disk if on_disk else self._fast}/{inode_id:x}"
@@ -291,9 +293,7 @@ class Staging:
 
     def hole_bytes(self, staged: StagedFile) -> int | None:
         """Bytes that take no room; None: none."""
-        status = os.stat(staged.path if staged.fd is None else staged.fd)
-        holes = status.st_size - status.st_blocks * SECTOR_BYTES
-        return holes if holes > 0 else None
+        return holes_in(os.stat(staged.path if staged.fd is None else staged.fd))
 
     def taken_bytes(self, staged: StagedFile) -> int:
         """What a staged file really takes: without holes, with what is reserved beyond its end."""
@@ -348,8 +348,11 @@ class Staging:
     def _disk_path(self, staged: StagedFile) -> str:
         return f"{self._disk}/{os.path.basename(staged.path)}"
 
-    def survivors(self) -> Iterator[tuple[int, StagedFile]]:
-        """(inode number, staged file) of what an earlier daemon left; drops unfinished copies."""
+    def survivors(self) -> Iterator[tuple[int, StagedFile, os.stat_result]]:
+        """(inode number, staged file, its status) of what an earlier daemon left.
+
+        Drops unfinished copies.
+        """
         shared: dict[tuple[int, int], StagedFile] = {}
         for directory, on_disk in ((self._disk, True), (self._fast, False)):
             if directory is self._disk and not on_disk:
@@ -368,7 +371,7 @@ class Staging:
                     self.count(staged, status.st_size)
                 else:
                     _join(first, staged)
-                yield int(entry.name, 16), staged
+                yield int(entry.name, 16), staged, status
 
     def close(self) -> None:
         """Sync what is left on disk; remove the directory on tmpfs when nothing is in it."""
@@ -390,6 +393,12 @@ def _join(staged: StagedFile, twin: StagedFile) -> None:
     staged.sharers.add(twin)
     twin.sharers = staged.sharers
     twin.is_frozen = True
+
+
+def holes_in(status: os.stat_result) -> int | None:
+    """Bytes of a file that take no room; None: none."""
+    holes = status.st_size - status.st_blocks * SECTOR_BYTES
+    return holes if holes > 0 else None
 
 
 def sync_path(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import store_totals
 from agentfs.filesystem.seal import Sealer
-from agentfs.filesystem.staging import Staging
+from agentfs.filesystem.staging import Staging, holes_in
 from agentfs.index import Index
 from agentfs.policy.sealing import is_due, packing_order
 
@@ -107,12 +106,32 @@ class Volume:
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
         self._flush_at = 0.0
-        self.table.drop_all_unlinked()
+        if relay is not None and relay.has_taken_over:
+            self._inherit_nodeids(relay)
+        else:
+            self.table.drop_unlinked()
+            self.index.dentries.forget_exchanges()
         self._take_over()
+        self.files.inherit()
+
+    def _inherit_nodeids(self, relay: Relay) -> None:
+        """The kernel goes on using the nodeids that another worker gave it."""
+        self.index.inodes.skip_to(relay.highest_nodeid)
+        rows = relay.rows()
+        self.table.inherit_unlinked(
+            {inode for _, inode, _, passed, handles, _ in rows if passed or handles}
+        )
+        newest: dict[int, int] = {}
+        for nodeid, inode, *_ in rows:
+            if nodeid != inode:
+                newest[inode] = max(nodeid, newest.get(inode, 0))
+        for nodeid, inode, *_ in rows:
+            if nodeid != inode:
+                self.table.inherit_nodeid(nodeid, inode, is_newest=newest[inode] == nodeid)
 
     def _take_over(self) -> None:
         taken = 0
-        for inode_id, staged in list(self.staging.survivors()):
+        for inode_id, staged, status in list(self.staging.survivors()):
             inode = self.index.inodes.get(inode_id)
             if inode is None or not inode.is_regular:
                 self.staging.discard(staged)
@@ -121,7 +140,6 @@ class Volume:
             if file.staged is not None:  # killed at the end of a move to disk: a copy of this one
                 self.staging.discard(staged)
                 continue
-            status = os.stat(staged.path)
             ctime_ns = inode.ctime_ns
             file.staged = staged
             file.may_be_sparse = True
@@ -131,7 +149,7 @@ class Volume:
                 file.touch(status.st_mtime_ns)
                 inode.ctime_ns = max(ctime_ns, status.st_mtime_ns)
             inode.size = status.st_size
-            inode.holes = self.staging.hole_bytes(staged)
+            inode.holes = holes_in(status)
             taken += 1
         if taken:
             log.info("took over %d staged files of an earlier daemon", taken)

@@ -28,6 +28,8 @@ _PATIENCE_MS = 1
 _TURN_S = 0.002
 """How long other tasks may be kept from their turn while requests follow each other."""
 
+_TERMINATE_EVERY_S = 0.05
+
 Result = TypeVar("Result")
 
 Poll: TypeAlias = Callable[[int, int], object]
@@ -140,6 +142,16 @@ def enable(poll: Poll, on_reply: Callable[[], None] | None = None) -> None:
             wait_readable=_Waiter(poll).wait_readable,
         ),
     )
+
+
+async def terminate() -> None:
+    """End pyfuse3.main. To be cancelled when it has returned.
+
+    pyfuse3.terminate wakes the task that waits for a request, and not one that is about to.
+    """
+    while True:
+        pyfuse3.terminate()
+        await trio.sleep(_TERMINATE_EVERY_S)
 
 
 @types.coroutine

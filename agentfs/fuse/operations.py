@@ -7,6 +7,7 @@ asking: closing costs no round trip, and permission is checked by the kernel.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -21,14 +22,26 @@ from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller
 from agentfs.fuse.attributes import MISSING, entry_attributes
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in
+from agentfs.fuse.resent import Opcode, Resent
 from agentfs.model import Inode
 
 if TYPE_CHECKING:
     from agentfs.filesystem.volume import Volume
+    from agentfs.fuse._relay import Relay
 
 
 RELAY_HANDLE = 1 << 63
 """The relay's own handles are the nodeid with this bit set."""
+
+# A handle is the nodeid, and what else must be known of an open, so that another worker that never
+# gave it out can serve it. All opens that are alike share one.
+_HANDLE_SHIFT = 4
+_WRITER, _PRIVILEGED, _RECORDS_ATIME = 1, 2, 4
+
+# That of a directory is the nodeid, which worker gave it out, and which of its streams it is.
+_STREAM_SHIFT = 22
+_STREAMS = 1 << 16
+_GENERATIONS = 1 << 6
 
 
 class Operations(pyfuse3.Operations):
@@ -36,15 +49,16 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, relay: Relay | None = None) -> None:
         super().__init__()
+        self._resent = Resent(relay)
         self.volume = volume
         self._names = volume.namespace
         self._files = volume.files
         self._table = volume.table
         self._handles: dict[int, Handle] = {}
         self._streams: dict[int, DirectoryStream] = {}
-        self._last_handle = 0
+        self._streams_given = 0
 
     def _new_entry(self, inode: Inode) -> EntryAttributes:
         """An entry the kernel will count as a lookup."""
@@ -68,35 +82,65 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-        caller = Caller(ctx.uid, ctx.gid)
         return self._new_entry(
-            self._names.create(parent, name, mode, caller, rdev=rdev if is_device else None)
+            self._create(Opcode.MKNOD, parent, name, mode, ctx, rdev=rdev if is_device else None)
         )
 
     @answers
     def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._new_entry(self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid)))
+        return self._new_entry(self._create(Opcode.MKDIR, parent, name, mode, ctx))
 
     @answers
     def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        caller = Caller(ctx.uid, ctx.gid)
-        return self._new_entry(
-            self._names.create(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
-        )
+        mode = stat.S_IFLNK | 0o777
+        return self._new_entry(self._create(Opcode.SYMLINK, parent, name, mode, ctx, target=target))
 
     @answers
     def link(self, nodeid: int, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._new_entry(self._names.link(nodeid, parent, name))
+        try:
+            return self._new_entry(self._names.link(nodeid, parent, name))
+        except FileExistsError:
+            return self._new_entry(self._made_before(Opcode.LINK, parent, name))
+
+    def _create(
+        self,
+        opcode: Opcode,
+        parent: int,
+        name: bytes,
+        mode: int,
+        ctx: RequestContext,
+        *,
+        rdev: int | None = None,
+        target: bytes | None = None,
+    ) -> Inode:
+        caller = Caller(ctx.uid, ctx.gid)
+        try:
+            return self._names.create(parent, name, mode, caller, rdev=rdev, target=target)
+        except FileExistsError:
+            return self._made_before(opcode, parent, name)
+
+    def _made_before(self, opcode: Opcode, parent: int, name: bytes) -> Inode:
+        """What another worker made of this very request, before it died."""
+        inode = self._names.lookup(parent, name) if self._resent(parent, opcode) else None
+        if inode is None:
+            raise FileExistsError(name)
+        return inode
 
     @answers
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        self._names.unlink(parent, name)
+        try:
+            self._names.unlink(parent, name)
+        except OSError as error:
+            self._resent.forgive(error, errno.ENOENT, parent, Opcode.UNLINK)
 
     @answers
     def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
-        self._names.rmdir(parent, name)
+        try:
+            self._names.rmdir(parent, name)
+        except OSError as error:
+            self._resent.forgive(error, errno.ENOENT, parent, Opcode.RMDIR)
 
     @answers
     def rename(
@@ -108,7 +152,12 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        self._names.rename(old_parent, old_name, new_parent, new_name, flags)
+        request = self._resent.number(old_parent, Opcode.RENAME2) if flags else 0
+        try:
+            self._names.rename(old_parent, old_name, new_parent, new_name, flags, request)
+        except OSError as error:
+            opcode = Opcode.RENAME2 if flags else Opcode.RENAME
+            self._resent.forgive(error, errno.ENOENT, old_parent, opcode)
 
     @answers
     def readlink(self, inode_id: int, ctx: RequestContext) -> bytes:
@@ -160,11 +209,19 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def getxattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> bytes:
-        return self._names.get_xattr(self._table.inode_id(nodeid), name)
+        value = self._names.get_xattr(self._table.inode_id(nodeid), name)
+        if self._resent.may_have_created_attribute(nodeid):
+            raise OSError(errno.ENODATA, "pyfuse3 asks before it sets; see setxattr")
+        return value
 
     @answers
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        self._names.set_xattr(self._table.inode_id(nodeid), name, value)
+        inode_id = self._table.inode_id(nodeid)
+        if self._resent.may_have_created_attribute(nodeid) and self._names.has_xattr(
+            inode_id, name, other_than=value
+        ):
+            raise FileExistsError(name)  # somebody else's; what is ours is set once more
+        self._names.set_xattr(inode_id, name, value)
 
     @answers
     def listxattr(self, nodeid: int, ctx: RequestContext) -> list[bytes]:
@@ -172,7 +229,10 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def removexattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> None:
-        self._names.remove_xattr(self._table.inode_id(nodeid), name)
+        try:
+            self._names.remove_xattr(self._table.inode_id(nodeid), name)
+        except OSError as error:
+            self._resent.forgive(error, errno.ENODATA, nodeid, Opcode.REMOVEXATTR)
 
     # Regular files
 
@@ -204,7 +264,19 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         if self._files.is_short_of_room():
             await letting_others_in(self._files.prepare_room())
-        inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
+        try:
+            inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
+        except FileExistsError:
+            inode = self._made_before(Opcode.CREATE, parent, name)
+            await letting_others_in(self._prepare(inode, flags))
+            handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
+        else:
+            handle = self._open_new(inode, parent, name, flags, ctx)
+        return self._file_info(handle), self._new_entry(inode)
+
+    def _open_new(
+        self, inode: Inode, parent: int, name: bytes, flags: int, ctx: RequestContext
+    ) -> Handle:
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         handle.file.name = (parent, name)
         try:
@@ -213,7 +285,7 @@ class Operations(pyfuse3.Operations):
             self._files.release(handle)
             self._names.unlink(parent, name)
             raise
-        return self._file_info(handle), self._new_entry(inode)
+        return handle
 
     async def tmpfile(
         self, parent: int, mode: int, flags: int, caller: Caller
@@ -240,25 +312,46 @@ class Operations(pyfuse3.Operations):
         return FileInfo(fh=self._numbered(handle), keep_cache=not handle.records_atime)
 
     def _numbered(self, handle: Handle) -> int:
-        self._last_handle += 1
-        self._handles[self._last_handle] = handle
-        return self._last_handle
+        number = handle.file.nodeid << _HANDLE_SHIFT
+        number |= _WRITER * handle.is_writer | _PRIVILEGED * handle.is_privileged
+        number |= _RECORDS_ATIME * handle.records_atime
+        shared = self._handles.setdefault(number, handle)
+        shared.opens += 1
+        shared.records_atime = handle.records_atime
+        return number
+
+    def _handle(self, number: int) -> Handle:
+        """:raises OSError: ESTALE, when nothing is open under that nodeid"""
+        handle = self._handles.get(number)
+        if handle is None:
+            handle = Handle(
+                self._table.opened(number >> _HANDLE_SHIFT),
+                is_writer=bool(number & _WRITER),
+                is_privileged=bool(number & _PRIVILEGED),
+            )
+            handle.records_atime = bool(number & _RECORDS_ATIME)
+            self._handles[number] = handle
+        return handle
 
     @answers_later
     async def read(self, fh: int, offset: int, size: int) -> bytes:
-        return await self._files.read(self._handles[fh], offset, size)
+        return await self._files.read(self._handle(fh), offset, size)
 
     @answers_later
     async def write(self, fh: int, offset: int, data: bytes) -> int:
-        return await self._files.write(self._handles[fh], offset, data)
+        return await self._files.write(self._handle(fh), offset, data)
 
     @answers
     def release(self, fh: int) -> None:
-        self._files.release(self._handles.pop(fh))
+        handle = self._handle(fh)
+        handle.opens -= 1
+        if handle.opens <= 0:
+            del self._handles[fh]
+        self._files.release(handle)
 
     @answers_later
     async def fsync(self, fh: int, datasync: bool) -> None:
-        file = self._handles[fh].file if fh < RELAY_HANDLE else self._opened_by_relay(fh)
+        file = self._handle(fh).file if fh < RELAY_HANDLE else self._opened_by_relay(fh)
         if file is not None:
             await self.volume.sealer.fsync(file)
         else:
@@ -271,16 +364,28 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def opendir(self, inode_id: int, ctx: RequestContext) -> int:
-        self._last_handle += 1
-        self._streams[self._last_handle] = DirectoryStream(self._names, inode_id)
-        return self._last_handle
+        generation = self._resent.generation % _GENERATIONS
+        number = -1
+        while number < 0 or number in self._streams:
+            self._streams_given = (self._streams_given + 1) % _STREAMS
+            number = inode_id << _STREAM_SHIFT | generation * _STREAMS | self._streams_given
+        self._streams[number] = DirectoryStream(self._names, inode_id)
+        return number
+
+    def _stream(self, number: int) -> DirectoryStream:
+        stream = self._streams.get(number)
+        if stream is None:  # another worker gave it out
+            inode_id = number >> _STREAM_SHIFT
+            stream = DirectoryStream(self._names, inode_id, self._resent.places(number))
+            self._streams[number] = stream
+        return stream
 
     @answers
     def readdir(self, fh: int, position: int, token: ReaddirToken) -> None:
         reply = pyfuse3.readdir_reply
         renumber = self._table.nodeid if self._table.has_moved else None
         told = []
-        for after, name, inode in self._streams[fh].entries(position):
+        for after, name, inode in self._stream(fh).entries(position):
             nodeid = renumber(inode.id) if renumber else inode.id
             if not reply(token, name, entry_attributes(inode, nodeid), after):
                 break
@@ -290,7 +395,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def releasedir(self, fh: int) -> None:
-        del self._streams[fh]
+        self._streams.pop(fh, None)
 
     @answers_later
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

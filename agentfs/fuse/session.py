@@ -1,14 +1,13 @@
 """How requests of the kernel reach pyfuse3: directly, or through the relay.
 
-Both mount, serve and go away by the same steps: made (in relay mode the
-mountpoint is taken from here on), `start`, `watch` while pyfuse3.main runs, `close`.
+Both serve and go away by the same steps: made, `start`, `watch` while pyfuse3.main
+runs, `close`. In plain mode `start` mounts, in relay mode the keeper did (connection.py).
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import pyfuse3
 import trio
@@ -17,11 +16,10 @@ from agentfs.config import MountConfig
 from agentfs.errors import FuseUnavailable
 from agentfs.filesystem.files import Files
 from agentfs.fuse import loop
-from agentfs.fuse._relay import Relay, passthrough_available
+from agentfs.fuse._relay import Relay
+from agentfs.fuse.connection import Connection, Mode, escaped
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.relay_operations import RelayOperations
-
-Mode = Literal["plain", "relay"]
 
 
 class Session(Protocol):
@@ -41,25 +39,10 @@ class Session(Protocol):
         """
 
     async def watch(self, files: Files) -> None:
-        """Carry on what comes by another way than requests. Returns when the mount is gone."""
+        """Carry on what comes by another way than requests; ends pyfuse3.main with the mount."""
 
     def close(self) -> None:
         """Unmount if need be, and let go. Idempotent."""
-
-
-def choose(config: MountConfig) -> Session:
-    """The session that *config* asks for, or the best there can be.
-
-    :raises FuseUnavailable: relay mode was asked for and cannot be, or mounting failed
-    """
-    if config.mode == "plain":
-        return PlainSession(config, "asked for")
-    obstacle = passthrough_available()
-    if obstacle is None:
-        return RelaySession(config)
-    if config.mode == "relay":
-        raise FuseUnavailable(f"relay mode is not possible: {obstacle}; use --mode plain")
-    return PlainSession(config, obstacle)
 
 
 class PlainSession:
@@ -75,7 +58,7 @@ class PlainSession:
 
     def start(self, operations: Operations) -> None:
         options = set(pyfuse3.default_options)
-        options |= {_MountOption(f"fsname={_escaped(self._config.store)}"), "subtype=agentfs"}
+        options |= {_MountOption(f"fsname={escaped(self._config.store)}"), "subtype=agentfs"}
         if self._config.allow_other:
             options.add("allow_other")
         loop.enable(loop.poll_one())
@@ -97,21 +80,13 @@ class PlainSession:
 
 
 class RelaySession:
-    """The relay mounts, answers what it can and gives pyfuse3 the rest; see docs/RELAY.md."""
+    """The relay answers what it can and gives pyfuse3 the rest; see docs/RELAY.md."""
 
     mode: Mode = "relay"
-    reason = "the kernel passes reads and writes through"
 
-    def __init__(self, config: MountConfig) -> None:
-        options = ["default_permissions", f"fsname={_escaped(config.store)}"]
-        if config.allow_other:
-            options.append("allow_other")
-        try:
-            self.relay = Relay(config.mountpoint, ",".join(options))
-        except OSError as error:
-            raise FuseUnavailable(
-                f"{config.mountpoint} could not be mounted: {error.strerror}"
-            ) from error
+    def __init__(self, config: MountConfig, connection: Connection, reason: str) -> None:
+        self.reason = reason
+        self.relay = Relay(config.mountpoint, connection.devices, ledger=connection.ledger)
         self._is_started = False
         self._is_closed = False
 
@@ -132,7 +107,7 @@ class RelaySession:
                     if is_closed:
                         files.closed(nodeid)
             nursery.cancel_scope.cancel()
-        pyfuse3.terminate()
+        await loop.terminate()
 
     async def _pump(self) -> None:
         """Carry on what pyfuse3 writes without being asked: notifications, from a thread."""
@@ -156,8 +131,3 @@ class _MountOption(str):
 
     def encode(self, *_: object) -> bytes:
         return os.fsencode(str(self))
-
-
-def _escaped(path: Path) -> str:
-    """Protect a path from libfuse, which splits options at commas and unescapes backslashes."""
-    return str(path).replace("\\", "\\\\").replace(",", "\\,")

@@ -59,6 +59,22 @@ class Dentries:
             is None
         )
 
+    def note_exchange(self, parent: int, request: int) -> None:
+        """Remember the last exchange that was asked for in a directory: one more undoes it."""
+        self._execute(
+            "INSERT OR REPLACE INTO setting VALUES (?, ?)", (f"exchange:{parent}", request)
+        )
+
+    def last_exchange(self, parent: int) -> int | None:
+        row = self._execute(
+            "SELECT value FROM setting WHERE name = ?", (f"exchange:{parent}",)
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def forget_exchanges(self) -> None:
+        """At the start of a mount, whose requests are numbered anew."""
+        self._execute("DELETE FROM setting WHERE name LIKE 'exchange:%'")
+
     def names_of(self, inode: int) -> list[tuple[int, bytes]]:
         """(parent, name) of every name of an inode; reads all names there are."""
         return self._execute("SELECT parent, name FROM dentry WHERE inode = ?", (inode,)).fetchall()

@@ -50,6 +50,10 @@ class Inodes:
         self._last_id += 1
         return self._last_id
 
+    def skip_to(self, inode_id: int) -> None:
+        """Give no number out that is not higher than this one."""
+        self._last_id = max(self._last_id, inode_id)
+
     def get(self, inode_id: int) -> Inode | None:
         row = self._execute(f"SELECT {_COLUMNS} FROM inode WHERE id = ?", (inode_id,)).fetchone()
         return Inode(*row) if row is not None else None

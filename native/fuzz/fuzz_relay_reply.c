@@ -13,7 +13,7 @@ static struct table *attached_table(void)
 {
     static struct table table;
     if (table.attachments.buckets == NULL) {
-        if (!table_init(&table, -1))
+        if (table_init(&table, -1, -1) != 0)
             abort();
         for (uint64_t nodeid = 1; nodeid < 4; nodeid++) {
             struct backing backing = {1, open("/dev/null", O_RDONLY), nodeid & 1, true, INT64_MAX};
@@ -55,10 +55,18 @@ static void amend(struct table *table, uint32_t opcode, uint8_t *bytes, size_t s
     struct abi_open_out *out = message_open_out(opcode, bytes);
     if (message_one_attributes(opcode, nodeid, bytes, &created))
         nodeid = created.nodeid;
-    if (out && !(out->fh & HANDLE_OURS) && table_amend_open(table, nodeid, out)) {
-        if (out->open_flags & (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE) || out->backing_id != 1)
+    struct ledger_place place;
+    const char *name;
+    if (opcode == FUSE_READDIR || opcode == FUSE_READDIRPLUS)
+        message_last_entry(opcode, bytes, size, &place.position, &name, &place.length);
+    int slot;
+    if (out && !(out->fh & HANDLE_OURS) &&
+        table_open(table, nodeid, O_RDWR, bytes, size, out, &slot)) {
+        table_given(table, slot);
+        if (out->fh & HANDLE_AMENDED &&
+            (out->open_flags & (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE) || out->backing_id != 1))
             abort();
-        table_closed(table, nodeid, CLOSE_ANSWERED);
+        table_not_opened(table, nodeid, table_kind(out->fh, O_RDWR));
     }
     table_replied(table, &stamp);
     if (!message_reply_valid(opcode, bytes, size))

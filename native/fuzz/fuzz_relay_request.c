@@ -12,7 +12,7 @@ static struct table *attached_table(void)
 {
     static struct table table;
     if (table.attachments.buckets == NULL) {
-        if (!table_init(&table, -1))
+        if (table_init(&table, -1, -1) != 0)
             abort();
         for (uint64_t nodeid = 1; nodeid < 4; nodeid++) {
             struct backing backing = {1, open("/dev/null", O_RDONLY), nodeid & 1, true, INT64_MAX};
@@ -28,7 +28,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct table *table = attached_table();
     struct request request;
     struct fuse_attr_out attr;
-    int32_t id;
+    struct open_reply reply = {.header = {.len = sizeof reply, .unique = 2}};
+    int slot;
     uint8_t *bytes = malloc(size ? size : 1); /* of the exact size, so that one byte more is seen */
     if (bytes == NULL)
         return 0;
@@ -57,8 +58,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         break;
     case FUSE_OPEN:
         if (table_answer_open(table, header->nodeid,
-                              ((const struct fuse_open_in *)(void *)request.body)->flags, 0, &id))
-            table_closed(table, header->nodeid, CLOSE_ANSWERED);
+                              ((const struct fuse_open_in *)(void *)request.body)->flags, 0, &reply,
+                              &slot)) {
+            table_given(table, slot);
+            table_not_opened(table, header->nodeid, LEDGER_ANSWERED);
+        }
         break;
     case FUSE_GETATTR:
         table_answer_getattr(table, header->nodeid, &attr);

@@ -56,44 +56,58 @@ static void close_python_fd(struct relay_object *self)
     self->python_fd = -1;
 }
 
+/* How many readers those descriptors are for; -1 with an exception. */
+static int take_devices(PyObject *given, int devices[RELAY_THREADS_MAX + 1])
+{
+    PyObject *items = PySequence_Fast(given, "devices: a sequence");
+    if (items == NULL)
+        return -1;
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    int readers = count >= 2 && count <= RELAY_THREADS_MAX + 1 ? (int)count - 1 : -1;
+    if (readers < 0)
+        PyErr_SetString(PyExc_ValueError, "devices: 2 to 17");
+    for (Py_ssize_t i = 0; readers > 0 && i < count; i++) {
+        devices[i] = PyObject_AsFileDescriptor(PySequence_Fast_GET_ITEM(items, i));
+        if (devices[i] < 0)
+            readers = -1;
+    }
+    Py_DECREF(items);
+    return readers;
+}
+
 static int relay_init(PyObject *object, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"mountpoint", "options", "threads", NULL};
+    static char *names[] = {"mountpoint", "devices", "ledger", NULL};
     struct relay_object *self = (struct relay_object *)object;
-    struct relay_setup setup = {.threads = 2};
+    int devices[RELAY_THREADS_MAX + 1];
+    struct relay_setup setup = {.clones = devices + 1, .ledger_fd = -1};
     struct relay *relay = NULL;
     PyObject *mountpoint;
-    const char *options;
+    PyObject *given;
     struct stat stat;
     int error;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&s|$i:Relay", names, PyUnicode_FSConverter,
-                                     &mountpoint, &options, &setup.threads))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&O|$i:Relay", names, PyUnicode_FSConverter,
+                                     &mountpoint, &given, &setup.ledger_fd))
         return -1;
-    if (self->mountpoint != NULL || setup.threads < 1 || setup.threads > RELAY_THREADS_MAX) {
-        PyErr_SetString(PyExc_ValueError,
-                        self->mountpoint ? "a relay is made once" : "threads: 1 to 16");
+    if (self->mountpoint != NULL) {
+        PyErr_SetString(PyExc_ValueError, "a relay is made once");
         Py_DECREF(mountpoint);
         return -1;
     }
+    setup.threads = take_devices(given, devices);
+    if (setup.threads < 1) {
+        Py_DECREF(mountpoint);
+        return -1;
+    }
+    setup.device = devices[0];
     self->mountpoint = mountpoint;
     self->python_fd = self->event_fd = setup.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     self->python_fd = -1;
     if (self->event_fd < 0)
         goto failed;
-    setup.device = device_open();
-    if (setup.device < 0)
-        goto failed;
-    Py_BEGIN_ALLOW_THREADS
-        error = device_mount(setup.device, PyBytes_AS_STRING(mountpoint), options);
-        if (error == 0) {
-            error = relay_new(&setup, &relay, &self->python_fd);
-            if (error)
-                device_unmount(PyBytes_AS_STRING(mountpoint), true);
-        }
-    Py_END_ALLOW_THREADS
+    error = relay_new(&setup, &relay, &self->python_fd);
     if (error) {
-        close(setup.device);
         errno = error;
         goto failed;
     }
@@ -187,8 +201,9 @@ static PyObject *relay_register_method(PyObject *object, PyObject *argument)
     int fd = PyObject_AsFileDescriptor(argument);
     if (fd < 0)
         return NULL;
-    int32_t id = device_backing_open(relay_device(relay), fd);
-    return id < 0 ? raise_errno(errno, NULL) : PyLong_FromLong(id);
+    int32_t id;
+    int error = relay_register(relay, fd, &id);
+    return error ? raise_errno(error, NULL) : PyLong_FromLong(id);
 }
 
 static PyObject *relay_unregister_method(PyObject *object, PyObject *argument)
@@ -201,7 +216,7 @@ static PyObject *relay_unregister_method(PyObject *object, PyObject *argument)
         return NULL;
     if (id < 1 || id > INT32_MAX)
         return raise_errno(EINVAL, NULL);
-    int error = device_backing_close(relay_device(relay), (int32_t)id);
+    int error = relay_unregister(relay, (int32_t)id);
     if (error)
         return raise_errno(error, NULL);
     Py_RETURN_NONE;
@@ -364,6 +379,127 @@ static PyObject *relay_forget_ino_method(PyObject *object, PyObject *argument)
         return NULL;
     table_forget_ino(relay_table(relay), nodeid);
     Py_RETURN_NONE;
+}
+
+/* --- taking over --------------------------------------------------------------------------- */
+
+static bool append(PyObject *list, PyObject *item)
+{
+    bool is_done = item && PyList_Append(list, item) == 0;
+    Py_XDECREF(item);
+    return is_done;
+}
+
+static bool add_row(void *list, const struct ledger_row *row)
+{
+    const uint32_t *opens = row->opens;
+    uint32_t writers = opens[LEDGER_AMENDED_WRITE] + opens[LEDGER_PLAIN_WRITE];
+    uint32_t handles = opens[LEDGER_AMENDED_READ] + opens[LEDGER_PLAIN_READ] + writers;
+    unsigned long long nodeid = atomic_load(&row->nodeid);
+    unsigned long long ino = row->ino ? row->ino : nodeid;
+    unsigned passed = ledger_passed(row);
+
+    return append(list, Py_BuildValue("KKiIII", nodeid, ino, passed ? (int)row->backing_id : 0,
+                                      passed, handles, writers));
+}
+
+static PyObject *relay_rows_method(PyObject *object, PyObject *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    PyObject *rows = PyList_New(0);
+    if (rows)
+        table_visit_rows(relay_table(relay), add_row, rows);
+    if (PyErr_Occurred())
+        Py_CLEAR(rows);
+    return rows;
+}
+
+static PyObject *relay_backings_method(PyObject *object, PyObject *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    PyObject *backings = PyList_New(0);
+    const struct ledger_file *file = relay_table(relay)->ledger.file;
+    for (uint32_t i = 0; backings && i < file->backing_end; i++) {
+        const struct ledger_backing *backing = &file->backings[i];
+        int id = atomic_load(&backing->id);
+        if (id != 0 &&
+            !append(backings, Py_BuildValue("iKK", id, (unsigned long long)backing->device,
+                                            (unsigned long long)backing->inode)))
+            Py_CLEAR(backings);
+    }
+    return backings;
+}
+
+static PyObject *relay_places_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    struct ledger_place places[2];
+    uint64_t handle;
+
+    if (relay == NULL || !take_nodeid(argument, &handle))
+        return NULL;
+    int count = table_places(relay_table(relay), handle, places);
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < count; i++) {
+        PyObject *place = Py_BuildValue("Ky#", (unsigned long long)places[i].position,
+                                        places[i].name, (Py_ssize_t)places[i].length);
+        if (!append(list, place))
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *relay_unique_method(PyObject *object, PyObject *args)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    unsigned opcode;
+    unsigned long long nodeid;
+    if (relay == NULL || !PyArg_ParseTuple(args, "IK:unique", &opcode, &nodeid))
+        return NULL;
+    uint32_t flags;
+    unsigned long long unique = relay_unique(relay, opcode, nodeid, &flags);
+    return Py_BuildValue("KI", unique, flags);
+}
+
+static PyObject *relay_retire_method(PyObject *object, PyObject *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+        relay_retire(relay);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_has_taken_over(PyObject *object, void *unused)
+{
+    struct relay_object *self = (struct relay_object *)object;
+    (void)unused;
+    return PyBool_FromLong(self->relay && relay_has_taken_over(self->relay));
+}
+
+static PyObject *get_generation(PyObject *object, void *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    return relay ? PyLong_FromUnsignedLong(relay_table(relay)->ledger.file->generation) : NULL;
+}
+
+static PyObject *get_highest_nodeid(PyObject *object, void *unused)
+{
+    struct relay *relay = relay_of((struct relay_object *)object);
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(atomic_load(&relay_table(relay)->ledger.file->highest));
 }
 
 /* --- what happened ------------------------------------------------------------------------- */
@@ -563,6 +699,90 @@ static PyObject *module_passthrough_available(PyObject *module, PyObject *unused
     return PyUnicode_FromString(why);
 }
 
+/* --- for the keeper ------------------------------------------------------------------------ */
+
+/* A list of those descriptors; closes them when there is no memory for it. */
+static PyObject *descriptors(const int *fds, int count)
+{
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < count; i++) {
+        if (!append(list, PyLong_FromLong(fds[i])))
+            Py_CLEAR(list);
+    }
+    for (int i = 0; list == NULL && i < count; i++)
+        close(fds[i]);
+    return list;
+}
+
+static PyObject *module_mount(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"mountpoint", "options", "threads", NULL};
+    int fds[RELAY_THREADS_MAX + 1];
+    PyObject *mountpoint;
+    PyObject *result = NULL;
+    const char *options;
+    int readers = 2;
+    int count = 0;
+    int error = 0;
+
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&s|$i:mount", names, PyUnicode_FSConverter,
+                                     &mountpoint, &options, &readers))
+        return NULL;
+    if (readers < 1 || readers > RELAY_THREADS_MAX) {
+        PyErr_SetString(PyExc_ValueError, "threads: 1 to 16");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+        fds[count] = device_open();
+        error = fds[0] < 0 ? errno : 0;
+        count += error == 0;
+        if (error == 0)
+            error = device_mount(fds[0], PyBytes_AS_STRING(mountpoint), options);
+        while (error == 0 && count <= readers) {
+            fds[count] = device_clone(fds[0]);
+            error = fds[count] < 0 ? errno : 0;
+            count += error == 0;
+        }
+        if (error && count > 1)
+            device_unmount(PyBytes_AS_STRING(mountpoint), true);
+        while (error && count > 0)
+            close(fds[--count]);
+    Py_END_ALLOW_THREADS
+    result = error ? raise_errno(error, mountpoint) : descriptors(fds, count);
+
+done:
+    Py_DECREF(mountpoint);
+    return result;
+}
+
+static PyObject *module_unmount(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"mountpoint", "lazy", NULL};
+    PyObject *mountpoint;
+    int lazy;
+    int error;
+
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&p:unmount", names, PyUnicode_FSConverter,
+                                     &mountpoint, &lazy))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+        error = device_unmount(PyBytes_AS_STRING(mountpoint), lazy);
+    Py_END_ALLOW_THREADS
+    PyObject *result = error ? raise_errno(error, mountpoint) : Py_NewRef(Py_None);
+    Py_DECREF(mountpoint);
+    return result;
+}
+
+static PyObject *module_create_ledger(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    int fd = ledger_create();
+    return fd < 0 ? raise_errno(errno, NULL) : PyLong_FromLong(fd);
+}
+
 /* --- documentation ------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(
@@ -573,12 +793,50 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     relay_doc,
-    "Relay(mountpoint, options, *, threads=2)\n--\n\n"
-    "Mounts a FUSE filesystem and stands between the kernel and pyfuse3; see docs/RELAY.md.\n\n"
-    "Opens /dev/fuse and mounts it; start() lets requests flow. Raises OSError when mounting "
-    "fails.\n\n"
-    ":param options: as for mount(8), comma-separated; fsname= is the source in /proc/mounts\n"
-    ":param threads: that read requests");
+    "Relay(mountpoint, devices, *, ledger=-1)\n--\n\n"
+    "Stands between the kernel and pyfuse3; see docs/RELAY.md. start() lets requests flow.\n\n"
+    ":param devices: from mount(), closed by close()\n"
+    ":param ledger: from create_ledger(); if it served a relay of this mount before, this one\n"
+    "    takes over from that; -1: none shall take over from this one");
+
+PyDoc_STRVAR(
+    mount_doc,
+    "mount($module, mountpoint, options, *, threads=2)\n--\n\n"
+    "Mount a FUSE filesystem; returns its descriptors: one for each thread that shall read "
+    "requests,\n"
+    "and one for Python's.\n\n"
+    ":param options: as for mount(8), comma-separated; fsname= is the source in /proc/mounts");
+
+PyDoc_STRVAR(unmount_module_doc, "unmount($module, mountpoint, lazy)\n--\n\n"
+                                 "As umount(8): EBUSY while in use unless *lazy*. May block.");
+
+PyDoc_STRVAR(create_ledger_doc,
+             "create_ledger($module, /)\n--\n\n"
+             "A descriptor of memory in which a relay keeps what the next one must know.");
+
+PyDoc_STRVAR(rows_doc,
+             "rows($self, /)\n--\n\n"
+             "(nodeid, st_ino, backing id or 0, opens through the backing file, opens that Python\n"
+             "answered, those of them for writing) of what is open or shown under another st_ino.");
+
+PyDoc_STRVAR(backings_doc, "backings($self, /)\n--\n\n"
+                           "(backing id, st_dev, st_ino) of each backing file the kernel has.");
+
+PyDoc_STRVAR(places_doc,
+             "places($self, handle, /)\n--\n\n"
+             "(position, name before it) where listings of an open directory ended of late.");
+
+PyDoc_STRVAR(
+    unique_doc,
+    "unique($self, opcode, nodeid, /)\n--\n\n"
+    "(number, flags) of a request that waits for Python's reply, (0, 0) if there is none. "
+    "The\n"
+    "number has bit 63 if an earlier worker had the request, too; flags are those of OPEN, "
+    "CREATE\n"
+    "and SETXATTR.");
+
+PyDoc_STRVAR(retire_doc, "retire($self, /)\n--\n\n"
+                         "Read no more requests: another worker will.");
 
 PyDoc_STRVAR(start_doc, "start($self, /)\n--\n\n"
                         "Start the threads. Once.");
@@ -697,6 +955,11 @@ static PyMethodDef relay_methods[] = {
     {"put_attr", relay_put_attr_method, METH_VARARGS, put_attr_doc},
     {"set_ino", KEYWORDS(relay_set_ino_method), set_ino_doc},
     {"forget_ino", relay_forget_ino_method, METH_O, forget_ino_doc},
+    {"rows", relay_rows_method, METH_NOARGS, rows_doc},
+    {"backings", relay_backings_method, METH_NOARGS, backings_doc},
+    {"places", relay_places_method, METH_O, places_doc},
+    {"unique", relay_unique_method, METH_VARARGS, unique_doc},
+    {"retire", relay_retire_method, METH_NOARGS, retire_doc},
     {"drain", relay_drain_method, METH_NOARGS, drain_doc},
     {"take_operations", relay_take_operations_method, METH_NOARGS, take_operations_doc},
     {"answer", relay_answer_method, METH_VARARGS, answer_doc},
@@ -716,6 +979,10 @@ static PyGetSetDef relay_getset[] = {
      NULL},
     {"ready", get_ready, NULL, "INIT is over: register() works from now on.", NULL},
     {"unmounted", get_unmounted, NULL, "The kernel said that the mount is gone.", NULL},
+    {"has_taken_over", get_has_taken_over, NULL, "Another relay served this mount before.", NULL},
+    {"generation", get_generation, NULL, "How many relays have served it, with this one.", NULL},
+    {"highest_nodeid", get_highest_nodeid, NULL, "No nodeid that the kernel knows is higher.",
+     NULL},
     {"init_request", get_init_request, NULL, "The kernel's INIT; empty before it came.", NULL},
     {"init_reply", get_init_reply, NULL, "What it was answered; empty before.", NULL},
     {0},
@@ -744,11 +1011,14 @@ static int module_exec(PyObject *module)
         return -1;
     int result = PyModule_AddObjectRef(module, "Relay", type);
     Py_DECREF(type);
-    return result;
+    return result == 0 ? PyModule_AddIntMacro(module, LEDGER_LAYOUT) : result;
 }
 
 static PyMethodDef module_methods[] = {
     {"passthrough_available", module_passthrough_available, METH_NOARGS, passthrough_available_doc},
+    {"mount", KEYWORDS(module_mount), mount_doc},
+    {"unmount", KEYWORDS(module_unmount), unmount_module_doc},
+    {"create_ledger", module_create_ledger, METH_NOARGS, create_ledger_doc},
     {0},
 };
 

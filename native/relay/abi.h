@@ -22,6 +22,11 @@
 /* FUSE_UNIQUE: an INTERRUPT has the number of its request and this bit. */
 #define ABI_UNIQUE_INTERRUPT UINT64_C(1)
 
+/* FUSE_UNIQUE_RESEND: an earlier reader had the request and did not answer it; the reply must have
+ * the bit as well. FUSE_NOTIFY_RESEND has the kernel send all of those again. */
+#define ABI_UNIQUE_RESEND (UINT64_C(1) << 63)
+#define ABI_NOTIFY_RESEND 7
+
 struct abi_open_out {
     uint64_t fh;
     uint32_t open_flags;

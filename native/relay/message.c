@@ -24,6 +24,9 @@ static size_t body_least(uint32_t opcode)
         return offsetof(struct fuse_init_in, flags2);
     case FUSE_OPEN:
         return sizeof(struct fuse_open_in);
+    case FUSE_CREATE:
+    case FUSE_TMPFILE:
+        return sizeof(struct fuse_create_in);
     case FUSE_RELEASE:
     case FUSE_RELEASEDIR:
         return sizeof(struct fuse_release_in);
@@ -33,6 +36,8 @@ static size_t body_least(uint32_t opcode)
         return sizeof(struct fuse_setattr_in);
     case FUSE_GETXATTR:
         return sizeof(struct fuse_getxattr_in) + 1;
+    case FUSE_SETXATTR:
+        return FUSE_COMPAT_SETXATTR_IN_SIZE;
     case FUSE_LINK:
         return sizeof(struct fuse_link_in);
     case FUSE_RENAME:
@@ -65,8 +70,6 @@ static size_t body_least(uint32_t opcode)
     case FUSE_COPY_FILE_RANGE:
     case ABI_COPY_FILE_RANGE_64:
         return sizeof(struct fuse_copy_file_range_in);
-    case FUSE_TMPFILE:
-        return sizeof(struct fuse_create_in);
     case FUSE_FORGET:
         return sizeof(struct fuse_forget_in);
     case FUSE_BATCH_FORGET:
@@ -416,4 +419,31 @@ bool message_attributes(uint32_t opcode, uint64_t nodeid, uint8_t *bytes, size_t
         }
     }
     return true;
+}
+
+bool message_last_entry(uint32_t opcode, uint8_t *bytes, size_t size, uint64_t *position,
+                        const char **name, uint32_t *name_bytes)
+{
+    size_t before = opcode == FUSE_READDIRPLUS ? sizeof(struct fuse_entry_out) : 0;
+    size_t name_offset = before + FUSE_NAME_OFFSET;
+    uint8_t *at = out_body(bytes);
+    size_t left = size - sizeof(struct fuse_out_header);
+    const struct fuse_dirent *last = NULL;
+
+    if (out_header(bytes)->error != 0)
+        return false;
+    while (left > 0) {
+        last = (const void *)(at + before);
+        size_t taken = left < name_offset ? 0 : entry_bytes(last, name_offset, left);
+        if (taken == 0)
+            return false;
+        at += taken;
+        left -= taken;
+    }
+    if (last) {
+        *position = last->off;
+        *name = last->name;
+        *name_bytes = last->namelen;
+    }
+    return last != NULL;
 }

@@ -99,6 +99,11 @@ bool message_attributes(uint32_t opcode, uint64_t nodeid, uint8_t *bytes, size_t
                         void (*visit)(void *context, const struct attributes *attributes),
                         void *context);
 
+/* The last entry of a directory listing: the position after it and its name, in the message. False
+ * when there is none, or when the listing breaks its own lengths. */
+bool message_last_entry(uint32_t opcode, uint8_t *bytes, size_t size, uint64_t *position,
+                        const char **name, uint32_t *name_bytes);
+
 /* The attributes of the one inode a reply is about; false when it has none. */
 bool message_one_attributes(uint32_t opcode, uint64_t nodeid, uint8_t *bytes,
                             struct attributes *out);

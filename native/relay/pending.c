@@ -74,3 +74,19 @@ bool pending_find(struct pending *pending, uint64_t unique, struct origin *origi
     pthread_mutex_unlock(&pending->lock);
     return node != NULL;
 }
+
+bool pending_search(struct pending *pending, uint32_t opcode, uint64_t nodeid,
+                    struct origin *origin)
+{
+    bool is_found = false;
+    pthread_mutex_lock(&pending->lock);
+    for (size_t i = 0; i <= pending->requests.mask && !is_found; i++) {
+        const struct map_node *node = pending->requests.buckets[i];
+        for (; node && !is_found; node = node->chain) {
+            *origin = ((const struct entry *)(const void *)node)->origin;
+            is_found = origin->opcode == opcode && origin->nodeid == nodeid;
+        }
+    }
+    pthread_mutex_unlock(&pending->lock);
+    return is_found;
+}

@@ -13,7 +13,9 @@ struct origin {
     uint64_t unique;
     uint64_t nodeid;
     uint32_t opcode;
-    int device; /* descriptor the request was read from: its reply goes there */
+    int device;      /* descriptor the request was read from: its reply goes there; -1: nowhere */
+    uint64_t handle; /* of READDIR */
+    uint32_t flags;  /* of OPEN, CREATE, TMPFILE, SETXATTR */
     struct stamp stamp;
 };
 
@@ -32,6 +34,10 @@ bool pending_add(struct pending *pending, const struct origin *origin);
 /* False when there is none of that number. */
 bool pending_take(struct pending *pending, uint64_t unique, struct origin *origin);
 bool pending_find(struct pending *pending, uint64_t unique, struct origin *origin);
+
+/* One of that kind for that nodeid; false when there is none. Looks at all. */
+bool pending_search(struct pending *pending, uint32_t opcode, uint64_t nodeid,
+                    struct origin *origin);
 
 /* Any one of them; false when there is none. */
 bool pending_take_any(struct pending *pending, struct origin *origin);

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -31,8 +32,6 @@ enum { THREADS_MAX = RELAY_THREADS_MAX + 2 };
 /* How long a stopped thread may sleep before it is woken again: a signal that comes just before a
  * system call does not interrupt it. */
 enum { KICK_NS = 1000 * 1000 };
-
-enum { INIT_BYTES_MAX = 256 };
 
 /* How long a reader looks for the next request before it sleeps. A program that opens, reads and
  * closes asks again within 20 us; to be woken takes as long as that. */
@@ -78,11 +77,6 @@ struct attention {
     unsigned vain_looks;        /* of the same */
 };
 
-struct init_message {
-    uint8_t bytes[INIT_BYTES_MAX];
-    size_t size; /* 0: has not been seen */
-};
-
 struct relay {
     struct table table;
     struct pending pending;
@@ -111,9 +105,8 @@ struct relay {
     atomic_flag is_lingering; /* one thread at a time */
     _Atomic uint64_t counts[COUNTERS];
 
-    pthread_mutex_t init_lock;
-    struct init_message init_request; /* guarded by init_lock */
-    struct init_message init_reply;   /* guarded by init_lock */
+    pthread_mutex_t init_lock; /* guards the two messages in the ledger */
+    bool has_taken_over;
 };
 
 static void count(struct relay *relay, enum relay_counter counter)
@@ -159,7 +152,8 @@ static void fail(struct relay *relay, const struct origin *origin, int error)
 {
     table_replied(&relay->table, &origin->stamp);
     count(relay, COUNTER_failed);
-    answer(relay, origin->device, origin->unique, error, NULL, 0);
+    if (origin->device >= 0)
+        answer(relay, origin->device, origin->unique, error, NULL, 0);
 }
 
 static void fail_pending(struct relay *relay)
@@ -232,6 +226,33 @@ static enum delivery give_operation(struct relay *relay, const uint8_t *bytes, s
     return DELIVERED;
 }
 
+/* What its reply must know of a request. */
+static void describe(struct origin *origin, const struct request *request)
+{
+    const void *body = request->body;
+    switch (request->header.opcode) {
+    case FUSE_OPEN:
+        origin->flags = ((const struct fuse_open_in *)body)->flags;
+        break;
+    case FUSE_CREATE:
+    case FUSE_TMPFILE:
+        origin->flags = ((const struct fuse_create_in *)body)->flags;
+        break;
+    case FUSE_SETXATTR:
+        origin->flags = ((const struct fuse_setxattr_in *)body)->flags;
+        break;
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+        origin->handle = ((const struct fuse_read_in *)body)->fh;
+        break;
+    case FUSE_RELEASE:
+        origin->device = -1; /* answered already */
+        break;
+    default:
+        break;
+    }
+}
+
 static void forward(struct relay *relay, int device, const struct request *request,
                     const uint8_t *bytes, size_t size)
 {
@@ -244,6 +265,7 @@ static void forward(struct relay *relay, int device, const struct request *reque
         .device = device,
     };
 
+    describe(&origin, request);
     if (wants_reply) {
         origin.stamp = table_forwarding(&relay->table, request, message_changes(request));
         if (!pending_add(&relay->pending, &origin)) {
@@ -302,14 +324,16 @@ static int64_t now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static void save_init(struct relay *relay, struct init_message *saved, const uint8_t *bytes,
+static struct ledger_file *ledger_of(struct relay *relay)
+{
+    return relay->table.ledger.file;
+}
+
+static void save_init(struct relay *relay, struct ledger_init *saved, const uint8_t *bytes,
                       size_t size)
 {
     pthread_mutex_lock(&relay->init_lock);
-    if (size <= sizeof saved->bytes) {
-        memcpy(saved->bytes, bytes, size);
-        saved->size = size;
-    }
+    ledger_save_init(saved, bytes, size);
     pthread_mutex_unlock(&relay->init_lock);
 }
 
@@ -317,34 +341,37 @@ static bool answer_open(struct relay *relay, int device, const struct request *r
 {
     const struct fuse_open_in *in = (const void *)request->body;
     const struct fuse_in_header *header = &request->header;
-    struct abi_open_out out = {
-        .fh = HANDLE_RELAY | header->nodeid,
-        .open_flags = ABI_FOPEN_PASSTHROUGH | FOPEN_NOFLUSH,
+    struct open_reply reply = {
+        .header = {.len = sizeof reply, .unique = header->unique},
+        .out = {.fh = HANDLE_RELAY | header->nodeid,
+                .open_flags = ABI_FOPEN_PASSTHROUGH | FOPEN_NOFLUSH},
     };
+    int slot;
 
-    if (!table_answer_open(&relay->table, header->nodeid, in->flags, now_ns(), &out.backing_id))
+    if (!table_answer_open(&relay->table, header->nodeid, in->flags, now_ns(), &reply, &slot))
         return false;
     count(relay, COUNTER_answered_open);
-    if (!answer(relay, device, header->unique, 0, &out, sizeof out))
-        table_closed(&relay->table, header->nodeid, CLOSE_ANSWERED); /* no RELEASE will come */
+    if (!give_kernel(relay, device, &reply, sizeof reply))
+        table_not_opened(&relay->table, header->nodeid, LEDGER_ANSWERED);
+    table_given(&relay->table, slot);
     return true;
 }
 
-/* Counts a RELEASE down; true when Python need not know of it. */
+/* Counts a RELEASE down and answers it; true when Python need not know of it. */
 static bool answer_release(struct relay *relay, int device, const struct request *request)
 {
     const struct fuse_release_in *in = (const void *)request->body;
     const struct fuse_in_header *header = &request->header;
+    const struct fuse_out_header reply = {.len = sizeof reply, .unique = header->unique};
+    enum ledger_kind kind = table_kind(in->fh, in->flags);
+    int slot;
 
-    if ((in->fh & HANDLE_OURS) == 0)
-        return false;
-    bool is_answered = in->fh & HANDLE_RELAY;
-    table_closed(&relay->table, header->nodeid, is_answered ? CLOSE_ANSWERED : CLOSE_FORWARDED);
-    if (!is_answered)
-        return false;
-    count(relay, COUNTER_answered_release);
-    answer(relay, device, header->unique, 0, NULL, 0);
-    return true;
+    table_closed(&relay->table, header->nodeid, kind, &reply, &slot);
+    give_kernel(relay, device, &reply, sizeof reply);
+    table_given(&relay->table, slot);
+    if (kind == LEDGER_ANSWERED)
+        count(relay, COUNTER_answered_release);
+    return kind == LEDGER_ANSWERED;
 }
 
 static bool answer_getattr(struct relay *relay, int device, const struct request *request)
@@ -428,6 +455,36 @@ static bool interrupts_operation(struct relay *relay, const struct request *requ
            message_is_operation(origin.opcode);
 }
 
+static size_t copy_init(struct relay *relay, const struct ledger_init *saved, uint8_t *bytes,
+                        size_t room)
+{
+    pthread_mutex_lock(&relay->init_lock);
+    size_t size = atomic_load(&saved->size);
+    memcpy(bytes, saved->bytes, size < room ? size : room);
+    pthread_mutex_unlock(&relay->init_lock);
+    return size;
+}
+
+/* A request that an earlier worker had, too. True when that one had its reply ready. */
+static bool answer_again(struct relay *relay, int device, const struct request *request)
+{
+    uint8_t bytes[LEDGER_INIT_BYTES];
+    uint64_t unique = request->header.unique;
+    size_t size = 0;
+
+    if (request->header.opcode == FUSE_INIT && relay->has_taken_over) {
+        size = copy_init(relay, &ledger_of(relay)->init_reply, bytes, sizeof bytes);
+        ((struct fuse_out_header *)(void *)bytes)->unique = unique;
+    } else {
+        size = ledger_find_reply(&relay->table.ledger, unique, bytes);
+    }
+    if (size == 0)
+        return false;
+    count(relay, COUNTER_answered_again);
+    give_kernel(relay, device, bytes, size);
+    return true;
+}
+
 /* True when it was answered here. */
 static bool handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size)
 {
@@ -442,12 +499,17 @@ static bool handle_request(struct relay *relay, int device, uint8_t *bytes, size
             answer(relay, device, request.header.unique, EIO, NULL, 0);
         return false;
     }
+    if (request.header.unique & ABI_UNIQUE_RESEND && answer_again(relay, device, &request))
+        return true;
     if (answer_here(relay, device, &request))
         return true;
     switch (request.header.opcode) {
     case FUSE_INIT:
-        save_init(relay, &relay->init_request, bytes, size);
+        save_init(relay, &ledger_of(relay)->init_request, bytes, size);
         size = message_hide_init(bytes, size);
+        break;
+    case FUSE_RELEASEDIR:
+        table_listing_closed(&relay->table, *(const uint64_t *)(const void *)request.body);
         break;
     case FUSE_INTERRUPT:
         if (interrupts_operation(relay, &request))
@@ -641,7 +703,7 @@ bool relay_take(struct relay *relay, int python_fd, int timeout_ms)
     bool is_ready;
 
     atomic_store(&attention->busy_since, 0);
-    if (attention->in_a_row >= ATTENTION_AFTER) {
+    if (attention->in_a_row >= ATTENTION_AFTER && !atomic_load(&relay->are_readers_stopping)) {
         if (attention->in_a_row++ == ATTENTION_AFTER)
             give_attention(relay);
         is_ready = wait_attentively(relay, python_fd, timeout_ms);
@@ -664,9 +726,9 @@ static size_t amend_init(struct relay *relay, uint8_t *bytes, size_t size)
     bool passthrough;
 
     pthread_mutex_lock(&relay->init_lock);
-    const struct init_message *saved = &relay->init_request;
-    if (saved->size > sizeof(struct fuse_in_header)) {
-        size_t body = saved->size - sizeof(struct fuse_in_header);
+    const struct ledger_init *saved = &ledger_of(relay)->init_request;
+    if (atomic_load(&saved->size) > sizeof(struct fuse_in_header)) {
+        size_t body = atomic_load(&saved->size) - sizeof(struct fuse_in_header);
         memcpy(&offered, saved->bytes + sizeof(struct fuse_in_header),
                body < sizeof offered ? body : sizeof offered);
     }
@@ -674,49 +736,85 @@ static size_t amend_init(struct relay *relay, uint8_t *bytes, size_t size)
     struct init_wishes wishes = {&offered, relay->max_write, relay->page_bytes};
     size = message_amend_init(bytes, size, &wishes, &passthrough);
     count(relay, COUNTER_amended_init);
-    save_init(relay, &relay->init_reply, bytes, size);
+    save_init(relay, &ledger_of(relay)->init_reply, bytes, size);
     return size;
+}
+
+/* Remembers how far a listing got. */
+static void note_listing(struct relay *relay, const struct origin *origin, uint8_t *bytes,
+                         size_t size)
+{
+    struct ledger_place place = {0};
+    const char *name;
+
+    if (message_last_entry(origin->opcode, bytes, size, &place.position, &name, &place.length) &&
+        place.length <= LEDGER_NAME_BYTES) {
+        memcpy(place.name, name, place.length);
+        table_listed(&relay->table, origin->handle, &place);
+    }
+}
+
+/* Counts an open that Python granted, and gives it to the kernel. */
+static void grant_open(struct relay *relay, const struct origin *origin, struct abi_open_out *out,
+                       uint8_t *bytes, size_t size)
+{
+    struct attributes created;
+    uint64_t nodeid = origin->nodeid;
+    int slot;
+
+    if (message_one_attributes(origin->opcode, nodeid, bytes, &created))
+        nodeid = created.nodeid;
+    if (!table_open(&relay->table, nodeid, origin->flags, bytes, size, out, &slot)) {
+        fail(relay, origin, ENFILE);
+        return;
+    }
+    if (out->fh & HANDLE_AMENDED)
+        count(relay, COUNTER_amended_open);
+    table_replied(&relay->table, &origin->stamp);
+    count(relay, COUNTER_replied);
+    if (!give_kernel(relay, origin->device, bytes, size))
+        table_not_opened(&relay->table, nodeid, table_kind(out->fh, origin->flags));
+    table_given(&relay->table, slot);
+}
+
+/* pyfuse3 has answered the INIT request. */
+static void give_init(struct relay *relay, const struct origin *origin, uint8_t *bytes, size_t size)
+{
+    size = amend_init(relay, bytes, size);
+    count(relay, COUNTER_replied);
+    if (give_kernel(relay, origin->device, bytes, size)) {
+        atomic_store(&relay->is_ready, true);
+        eventfd_write(relay->event_fd, 1);
+    }
 }
 
 /* bytes is a valid reply, in a buffer that has room for that to INIT. */
 static void relay_reply(struct relay *relay, const struct origin *origin, uint8_t *bytes,
                         size_t size)
 {
-    uint64_t counted = 0; /* the nodeid whose count went up for this */
-
-    if (origin->opcode == FUSE_INIT)
-        size = amend_init(relay, bytes, size);
-    if (!table_amend_attributes(&relay->table, origin->opcode, origin->nodeid, &origin->stamp,
-                                bytes, size)) {
-        count(relay, COUNTER_malformed_replies);
-        fail(relay, origin, EIO);
+    if (origin->device < 0)
+        return;
+    if (origin->opcode == FUSE_INIT) {
+        give_init(relay, origin, bytes, size);
         return;
     }
     struct abi_open_out *out = message_open_out(origin->opcode, bytes);
-    if (out && out->fh & HANDLE_OURS) {
+    if (!table_amend_attributes(&relay->table, origin->opcode, origin->nodeid, &origin->stamp,
+                                bytes, size) ||
+        (out && out->fh & HANDLE_OURS)) {
         count(relay, COUNTER_malformed_replies);
         fail(relay, origin, EIO);
         return;
     }
     if (out) {
-        struct attributes created;
-        uint64_t nodeid = origin->nodeid;
-        if (message_one_attributes(origin->opcode, nodeid, bytes, &created))
-            nodeid = created.nodeid;
-        if (table_amend_open(&relay->table, nodeid, out)) {
-            count(relay, COUNTER_amended_open);
-            counted = nodeid;
-        }
+        grant_open(relay, origin, out, bytes, size);
+        return;
     }
+    if (origin->opcode == FUSE_READDIR || origin->opcode == FUSE_READDIRPLUS)
+        note_listing(relay, origin, bytes, size);
     table_replied(&relay->table, &origin->stamp);
     count(relay, COUNTER_replied);
-    bool taken = give_kernel(relay, origin->device, bytes, size);
-    if (!taken && counted != 0)
-        table_closed(&relay->table, counted, CLOSE_ANSWERED); /* no RELEASE will come */
-    if (taken && origin->opcode == FUSE_INIT) {
-        atomic_store(&relay->is_ready, true);
-        eventfd_write(relay->event_fd, 1);
-    }
+    give_kernel(relay, origin->device, bytes, size);
 }
 
 static void handle_reply(struct relay *relay, uint8_t *bytes, size_t size)
@@ -875,6 +973,20 @@ static int take_devices(struct relay *relay, const struct relay_setup *setup)
     return error;
 }
 
+/* An earlier worker died between the kernel's giving out a backing id and its own noting it. */
+static void close_unknown_backing(struct relay *relay)
+{
+    struct ledger_file *file = ledger_of(relay);
+    int32_t id = file->last_backing + 1; /* they are given out in order */
+
+    if (atomic_load(&file->registering)) {
+        device_backing_close(relay->devices[0], id);
+        ledger_remove_backing(&relay->table.ledger, id);
+        file->last_backing = id;
+        atomic_store(&file->registering, 0);
+    }
+}
+
 int relay_new(const struct relay_setup *setup, struct relay **result, int *python_fd)
 {
     int error = ENOMEM;
@@ -898,8 +1010,12 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
     queue_init(&relay->requests);
     queue_init(&relay->operations);
     queue_init(&relay->notifications);
-    if (!table_init(&relay->table, setup->event_fd))
+    error = table_init(&relay->table, setup->event_fd, setup->ledger_fd);
+    if (error)
         goto no_table;
+    relay->has_taken_over = ledger_is_inherited(&relay->table.ledger);
+    atomic_store(&relay->is_ready, relay->has_taken_over);
+    error = ENOMEM;
     if (!pending_init(&relay->pending))
         goto no_pending;
     relay->buffer = malloc(MESSAGE_BYTES_MAX);
@@ -911,6 +1027,7 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
     error = take_devices(relay, setup);
     if (error)
         goto no_devices;
+    close_unknown_backing(relay);
     *result = relay;
     return 0;
 
@@ -946,6 +1063,29 @@ static int start_thread(struct relay *relay, void *(*run)(void *argument), int d
     return error;
 }
 
+/* pyfuse3 is given the INIT request that an earlier worker got; the kernel knows the reply. */
+static void repeat_init(struct relay *relay)
+{
+    union {
+        struct fuse_in_header header;
+        uint8_t bytes[LEDGER_INIT_BYTES];
+    } message;
+    size_t size =
+        copy_init(relay, &ledger_of(relay)->init_request, message.bytes, sizeof message.bytes);
+    struct origin origin = {.unique = message.header.unique, .opcode = FUSE_INIT, .device = -1};
+
+    pending_add(&relay->pending, &origin);
+    give_python(relay, message.bytes, message_hide_init(message.bytes, size));
+}
+
+/* What earlier workers have read and not answered is to be sent again: before anything is read. */
+static int have_resent(struct relay *relay)
+{
+    const struct fuse_out_header resend = {.len = sizeof resend, .error = ABI_NOTIFY_RESEND};
+    bool is_done = write(relay->devices[0], &resend, sizeof resend) >= 0;
+    return is_done || errno == ENODEV || errno == ENOTCONN ? 0 : errno; /* readers will see those */
+}
+
 int relay_start(struct relay *relay)
 {
     struct sigaction action = {.sa_handler = kicked};
@@ -958,7 +1098,9 @@ int relay_start(struct relay *relay)
     sigfillset(&all);
     sigdelset(&all, kick_signal());
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = 0;
+    int error = ledger_of(relay)->generation > 1 ? have_resent(relay) : 0;
+    if (relay->has_taken_over)
+        repeat_init(relay);
     for (int i = 0; i < relay->readers && error == 0; i++)
         error = start_thread(relay, reader, relay->devices[i]);
     if (error == 0)
@@ -977,11 +1119,27 @@ static void kick(const struct thread *thread)
 static void join(struct thread *thread)
 {
     const struct timespec pause = {.tv_nsec = KICK_NS};
+    if (!thread->is_started)
+        return;
+    thread->is_started = false;
     while (!atomic_load(&thread->has_ended)) {
         kick(thread);
         nanosleep(&pause, NULL);
     }
     pthread_join(thread->id, NULL);
+}
+
+bool relay_has_taken_over(struct relay *relay)
+{
+    return relay->has_taken_over;
+}
+
+void relay_retire(struct relay *relay)
+{
+    atomic_store(&relay->are_readers_stopping, true);
+    end_attention(relay);
+    for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
+        join(&relay->threads[i]);
 }
 
 void relay_stop(struct relay *relay)
@@ -1031,9 +1189,44 @@ int relay_replies_fd(struct relay *relay)
     return relay->socket;
 }
 
-int relay_device(struct relay *relay)
+int relay_register(struct relay *relay, int fd, int32_t *backing_id)
 {
-    return relay->devices[0];
+    struct ledger_file *file = ledger_of(relay);
+    struct stat stat;
+
+    if (fstat(fd, &stat) != 0)
+        return errno;
+    pthread_mutex_lock(&relay->table.lock);
+    atomic_store(&file->registering, 1);
+    int32_t id = device_backing_open(relay->devices[0], fd);
+    int error = id < 0 ? errno : 0;
+    if (error == 0 && !ledger_add_backing(&relay->table.ledger, id, stat.st_dev, stat.st_ino)) {
+        device_backing_close(relay->devices[0], id);
+        error = ENOMEM;
+    }
+    if (id > 0)
+        file->last_backing = id;
+    atomic_store(&file->registering, 0);
+    pthread_mutex_unlock(&relay->table.lock);
+    *backing_id = id;
+    return error;
+}
+
+int relay_unregister(struct relay *relay, int32_t backing_id)
+{
+    pthread_mutex_lock(&relay->table.lock);
+    int error = device_backing_close(relay->devices[0], backing_id);
+    ledger_remove_backing(&relay->table.ledger, backing_id);
+    pthread_mutex_unlock(&relay->table.lock);
+    return error;
+}
+
+uint64_t relay_unique(struct relay *relay, uint32_t opcode, uint64_t nodeid, uint32_t *flags)
+{
+    struct origin origin = {0};
+    bool is_found = pending_search(&relay->pending, opcode, nodeid, &origin);
+    *flags = is_found ? origin.flags : 0;
+    return is_found ? origin.unique : 0;
 }
 
 bool relay_is_ready(struct relay *relay)
@@ -1110,22 +1303,12 @@ uint32_t relay_max_write(struct relay *relay)
     return relay->max_write;
 }
 
-static size_t copy_init(struct relay *relay, const struct init_message *saved, uint8_t *bytes,
-                        size_t room)
-{
-    pthread_mutex_lock(&relay->init_lock);
-    size_t size = saved->size;
-    memcpy(bytes, saved->bytes, size < room ? size : room);
-    pthread_mutex_unlock(&relay->init_lock);
-    return size;
-}
-
 size_t relay_init_request(struct relay *relay, uint8_t *bytes, size_t room)
 {
-    return copy_init(relay, &relay->init_request, bytes, room);
+    return copy_init(relay, &ledger_of(relay)->init_request, bytes, room);
 }
 
 size_t relay_init_reply(struct relay *relay, uint8_t *bytes, size_t room)
 {
-    return copy_init(relay, &relay->init_reply, bytes, room);
+    return copy_init(relay, &ledger_of(relay)->init_reply, bytes, room);
 }

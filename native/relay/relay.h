@@ -29,7 +29,8 @@ enum { RELAY_ANSWER_BYTES_MAX = 256 };
     X(answered_flush)                                                                              \
     X(answered_ioctl)                                                                              \
     X(answered_copy)                                                                               \
-    X(amended_init) /* replies of Python that were changed, by kind */                             \
+    X(answered_again) /* with the reply that an earlier worker had ready */                        \
+    X(amended_init)   /* replies of Python that were changed, by kind */                           \
     X(amended_open)                                                                                \
     X(interrupts)    /* forwarded */                                                               \
     X(forgets)       /* forwarded, batches count once */                                           \
@@ -60,10 +61,13 @@ struct relay_setup {
     int threads;  /* readers, 1..RELAY_THREADS_MAX */
     /* Further descriptors of the connection, taken over; NULL: cloned from device. */
     const int *clones; /* threads; the last is for relay_take() */
+    /* Borrowed, from ledger_create(); -1: none, nobody shall take over. If another relay has served
+     * the connection, this one goes on where it was. */
+    int ledger_fd;
 };
 
-/* 0 or an errno; on failure nothing was taken over. *python_fd is the library's end, the caller's
- * to close. No thread runs before relay_start(). */
+/* 0 or an errno (EPROTO: the ledger is of another version); on failure nothing was taken over.
+ * *python_fd is the library's end, the caller's to close. No thread runs before relay_start(). */
 int relay_new(const struct relay_setup *setup, struct relay **relay, int *python_fd);
 
 /* 0 or an errno. Once. */
@@ -82,6 +86,12 @@ void relay_pump(struct relay *relay);
 /* Readable when there is something to pump, borrowed; -1 after relay_stop(). */
 int relay_replies_fd(struct relay *relay);
 
+/* Another relay served this connection before. */
+bool relay_has_taken_over(struct relay *relay);
+
+/* Reads no more requests; what was read is answered as before. For whoever is to be replaced. */
+void relay_retire(struct relay *relay);
+
 /* Stops and joins the threads: what is pending gets ENOTCONN. Closes the descriptors. */
 void relay_stop(struct relay *relay);
 
@@ -89,9 +99,6 @@ void relay_stop(struct relay *relay);
 void relay_free(struct relay *relay);
 
 struct table *relay_table(struct relay *relay);
-
-/* For ioctls, borrowed; -1 after relay_stop(). */
-int relay_device(struct relay *relay);
 
 /* The kernel took the INIT reply: backing files can be registered. */
 bool relay_is_ready(struct relay *relay);
@@ -116,6 +123,15 @@ int relay_answer(struct relay *relay, uint64_t unique, int error, const void *bo
 /* counts has COUNTERS places. */
 void relay_counts(struct relay *relay, uint64_t *counts);
 size_t relay_pending(struct relay *relay);
+
+/* The unique of a request that Python has and must answer; 0: there is none. With ABI_UNIQUE_RESEND
+ * when an earlier worker had it, too, and may have done what it asks for. flags: of OPEN, CREATE
+ * and SETXATTR. */
+uint64_t relay_unique(struct relay *relay, uint32_t opcode, uint64_t nodeid, uint32_t *flags);
+
+/* The kernel's backing files: 0 or an errno. */
+int relay_register(struct relay *relay, int fd, int32_t *backing_id);
+int relay_unregister(struct relay *relay, int32_t backing_id);
 size_t relay_queued_bytes(struct relay *relay);
 uint32_t relay_max_write(struct relay *relay);
 

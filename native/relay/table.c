@@ -12,7 +12,6 @@ struct attachment {
     struct map_node node; /* first; key is the nodeid */
     uint64_t serial;      /* never comes again, unlike the nodeid */
     struct backing backing;
-    int64_t opens;
     struct attachment *next_idle; /* while is_idle */
     bool is_idle;                 /* in table->idle: an event waits to be told */
 
@@ -27,9 +26,9 @@ struct attachment {
     uint32_t valid_ns;
 };
 
-struct ino {
+struct row_node {
     struct map_node node; /* first; key is the nodeid */
-    uint64_t ino;
+    struct ledger_row *row;
 };
 
 struct kept {
@@ -62,45 +61,101 @@ static void release_node(struct map_node *node)
     free(node);
 }
 
-bool table_init(struct table *table, int event_fd)
+/* --- rows of the ledger, lock held --------------------------------------------------------- */
+
+static struct ledger_row *find_row(const struct table *table, uint64_t nodeid)
+{
+    const struct row_node *found = (const void *)map_find(&table->rows, nodeid);
+    return found ? found->row : NULL;
+}
+
+static bool index_row(struct table *table, struct ledger_row *row)
+{
+    struct row_node *node = malloc(sizeof *node);
+    if (node == NULL)
+        return false;
+    node->row = row;
+    map_insert(&table->rows, &node->node, atomic_load(&row->nodeid));
+    return true;
+}
+
+/* NULL when out of memory. */
+static struct ledger_row *take_row(struct table *table, uint64_t nodeid)
+{
+    struct ledger_row *row = find_row(table, nodeid);
+    if (row == NULL) {
+        row = ledger_take_row(&table->ledger, nodeid);
+        if (row && !index_row(table, row)) {
+            ledger_free_row(&table->ledger, row);
+            row = NULL;
+        }
+    }
+    return row;
+}
+
+static void drop_row_unless_used(struct table *table, struct ledger_row *row)
+{
+    if (!ledger_row_in_use(row)) {
+        release_node(map_remove(&table->rows, atomic_load(&row->nodeid)));
+        ledger_free_row(&table->ledger, row);
+    }
+}
+
+static uint32_t passed_opens(const struct table *table, uint64_t nodeid)
+{
+    const struct ledger_row *row = find_row(table, nodeid);
+    return row ? ledger_passed(row) : 0;
+}
+
+/* 0: shown under its nodeid. */
+static uint64_t shown_ino(const struct table *table, uint64_t nodeid)
+{
+    const struct ledger_row *row = find_row(table, nodeid);
+    return row ? row->ino : 0;
+}
+
+/* The kernel knows this nodeid, or is about to. */
+static void told_of(struct table *table, uint64_t nodeid)
+{
+    if (nodeid > atomic_load(&table->ledger.file->highest))
+        atomic_store(&table->ledger.file->highest, nodeid);
+}
+
+/* --- life ---------------------------------------------------------------------------------- */
+
+int table_init(struct table *table, int event_fd, int ledger_fd)
 {
     *table = (struct table){.lock = PTHREAD_MUTEX_INITIALIZER, .next_serial = 1};
     table->event_fd = event_fd;
-    if (!map_init(&table->attachments))
-        return false;
-    if (!map_init(&table->inos))
-        goto no_inos;
-    if (!map_init(&table->kept))
-        goto no_kept;
-    return true;
-
-no_kept:
-    map_free(&table->inos, NULL);
-no_inos:
-    map_free(&table->attachments, NULL);
-    return false;
+    int error = ledger_open(&table->ledger, ledger_fd);
+    if (error)
+        return error;
+    bool is_whole =
+        map_init(&table->attachments) && map_init(&table->rows) && map_init(&table->kept);
+    for (uint32_t i = 0; is_whole && i < table->ledger.file->row_end; i++) {
+        struct ledger_row *row = &table->ledger.file->rows[i];
+        is_whole = atomic_load(&row->nodeid) == 0 || index_row(table, row);
+    }
+    if (!is_whole)
+        table_free(table);
+    return is_whole ? 0 : ENOMEM;
 }
 
 void table_free(struct table *table)
 {
     map_free(&table->attachments, release_attachment);
-    map_free(&table->inos, release_node);
+    map_free(&table->rows, release_node);
     map_free(&table->kept, release_node);
+    ledger_close(&table->ledger);
     pthread_mutex_destroy(&table->lock);
 }
 
 /* --- opens and events, lock held ----------------------------------------------------------- */
 
-static void opened(struct attachment *attachment)
+/* Nobody has it open any more, and Python does not see the RELEASE. */
+static void became_idle(struct table *table, struct attachment *attachment)
 {
-    attachment->opens++;
-}
-
-static void closed(struct table *table, struct attachment *attachment, enum close_told told)
-{
-    if (attachment->opens == 0 || --attachment->opens > 0 || attachment->is_idle)
-        return;
-    if (told == CLOSE_FORWARDED)
+    if (attachment->is_idle)
         return;
     if (table->idle == NULL)
         eventfd_write(table->event_fd, 1);
@@ -179,7 +234,8 @@ static bool keep(struct table *table, uint64_t nodeid, const struct fuse_attr_ou
 static int attach_locked(struct table *table, uint64_t nodeid, const struct backing *backing)
 {
     struct attachment *attachment = find(table, nodeid);
-    if (attachment && attachment->opens > 0 && attachment->backing.id != backing->id)
+    const struct ledger_row *row = find_row(table, nodeid);
+    if (row && ledger_passed(row) > 0 && row->backing_id != backing->id)
         return EBUSY;
     if (attachment) {
         close_backing(&attachment->backing);
@@ -213,7 +269,7 @@ bool table_detach(struct table *table, uint64_t nodeid)
 {
     pthread_mutex_lock(&table->lock);
     struct attachment *attachment = find(table, nodeid);
-    bool may = attachment == NULL || attachment->opens == 0;
+    bool may = attachment == NULL || passed_opens(table, nodeid) == 0;
     if (attachment && may) {
         map_remove(&table->attachments, nodeid);
         unlink_idle(table, attachment);
@@ -227,8 +283,7 @@ bool table_detach(struct table *table, uint64_t nodeid)
 int64_t table_opens(struct table *table, uint64_t nodeid)
 {
     pthread_mutex_lock(&table->lock);
-    struct attachment *attachment = find(table, nodeid);
-    int64_t opens = attachment ? attachment->opens : 0;
+    int64_t opens = passed_opens(table, nodeid);
     pthread_mutex_unlock(&table->lock);
     return opens;
 }
@@ -245,12 +300,12 @@ void table_attr_changed(struct table *table, uint64_t nodeid)
 
 static bool put_locked(struct table *table, uint64_t nodeid, const struct fuse_attr_out *attributes)
 {
-    const struct ino *ino = (const void *)map_find(&table->inos, nodeid);
+    uint64_t ino = shown_ino(table, nodeid);
     struct fuse_attr_out out = *attributes;
     struct attachment *attachment = find(table, nodeid);
 
     if (ino)
-        out.attr.ino = ino->ino;
+        out.attr.ino = ino;
     if (attachment == NULL)
         return keep(table, nodeid, &out);
     if (attachment->changing > 0)
@@ -273,36 +328,45 @@ bool table_put_attr(struct table *table, uint64_t nodeid, const struct fuse_attr
 
 bool table_set_ino(struct table *table, uint64_t nodeid, uint64_t number)
 {
-    struct ino *fresh = malloc(sizeof *fresh);
-    if (fresh == NULL)
-        return false;
     pthread_mutex_lock(&table->lock);
-    struct ino *ino = (struct ino *)(void *)map_find(&table->inos, nodeid);
-    if (ino == NULL) {
-        ino = fresh;
-        fresh = NULL;
-        map_insert(&table->inos, &ino->node, nodeid);
-    }
-    ino->ino = number;
+    struct ledger_row *row = take_row(table, nodeid);
+    if (row)
+        row->ino = number;
+    told_of(table, nodeid);
     drop_kept(table, nodeid);
     struct attachment *attachment = find(table, nodeid);
     if (attachment)
         changed(table, attachment);
     pthread_mutex_unlock(&table->lock);
-    free(fresh);
-    return true;
+    return row != NULL;
 }
 
 void table_forget_ino(struct table *table, uint64_t nodeid)
 {
     pthread_mutex_lock(&table->lock);
-    struct map_node *node = map_remove(&table->inos, nodeid);
+    struct ledger_row *row = find_row(table, nodeid);
+    if (row) {
+        row->ino = 0;
+        drop_row_unless_used(table, row);
+    }
     drop_kept(table, nodeid);
     struct attachment *attachment = find(table, nodeid);
     if (attachment)
         changed(table, attachment);
     pthread_mutex_unlock(&table->lock);
-    free(node);
+}
+
+void table_visit_rows(struct table *table,
+                      bool (*visit)(void *context, const struct ledger_row *row), void *context)
+{
+    bool goes_on = true;
+    pthread_mutex_lock(&table->lock);
+    for (uint32_t i = 0; goes_on && i < table->ledger.file->row_end; i++) {
+        const struct ledger_row *row = &table->ledger.file->rows[i];
+        if (atomic_load(&row->nodeid) != 0)
+            goes_on = visit(context, row);
+    }
+    pthread_mutex_unlock(&table->lock);
 }
 
 bool table_next_event(struct table *table, uint64_t *nodeid, bool *last)
@@ -312,7 +376,7 @@ bool table_next_event(struct table *table, uint64_t *nodeid, bool *last)
     if (attachment) {
         unlink_idle(table, attachment);
         *nodeid = attachment->node.key;
-        *last = attachment->opens == 0;
+        *last = passed_opens(table, *nodeid) == 0;
     }
     pthread_mutex_unlock(&table->lock);
     return attachment != NULL;
@@ -356,20 +420,41 @@ static bool mirror_backing(const struct attachment *attachment, struct fuse_attr
 
 /* --- for requests -------------------------------------------------------------------------- */
 
+/* Counts an open; -1: it cannot be. */
+static int count_open(struct table *table, uint64_t nodeid, enum ledger_kind kind,
+                      int32_t backing_id, const void *reply, size_t size)
+{
+    struct ledger_row *row = take_row(table, nodeid);
+    if (row == NULL)
+        return -1;
+    if (backing_id)
+        row->backing_id = backing_id;
+    int slot = ledger_count(&table->ledger, row, kind, 1, reply, size);
+    if (slot < 0)
+        drop_row_unless_used(table, row);
+    return slot;
+}
+
+void table_given(struct table *table, int slot)
+{
+    ledger_given(&table->ledger, slot);
+}
+
 bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int64_t now_ns,
-                       int32_t *backing_id)
+                       struct open_reply *reply, int *slot)
 {
     if ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC || nodeid & HANDLE_OURS)
         return false;
+    *slot = -1;
     pthread_mutex_lock(&table->lock);
-    struct attachment *attachment = find(table, nodeid);
-    bool may = attachment && now_ns < attachment->backing.fresh_until_ns;
-    if (may) {
-        opened(attachment);
-        *backing_id = attachment->backing.id;
+    const struct attachment *attachment = find(table, nodeid);
+    if (attachment && now_ns < attachment->backing.fresh_until_ns) {
+        reply->out.backing_id = attachment->backing.id;
+        *slot =
+            count_open(table, nodeid, LEDGER_ANSWERED, reply->out.backing_id, reply, sizeof *reply);
     }
     pthread_mutex_unlock(&table->lock);
-    return may;
+    return *slot >= 0;
 }
 
 static bool answer_kept(struct table *table, uint64_t nodeid, struct fuse_attr_out *out)
@@ -412,12 +497,49 @@ bool table_capability_free(struct table *table, uint64_t nodeid)
     return is_free;
 }
 
-void table_closed(struct table *table, uint64_t nodeid, enum close_told told)
+enum ledger_kind table_kind(uint64_t handle, uint32_t flags)
+{
+    bool writes = (flags & O_ACCMODE) != O_RDONLY;
+    if (handle & HANDLE_RELAY)
+        return LEDGER_ANSWERED;
+    if (handle & HANDLE_AMENDED)
+        return writes ? LEDGER_AMENDED_WRITE : LEDGER_AMENDED_READ;
+    return writes ? LEDGER_PLAIN_WRITE : LEDGER_PLAIN_READ;
+}
+
+static int closed(struct table *table, uint64_t nodeid, enum ledger_kind kind,
+                  const struct fuse_out_header *reply)
+{
+    struct ledger_row *row = find_row(table, nodeid);
+    if (row == NULL || row->opens[kind] == 0)
+        return -1;
+    int slot = ledger_count(&table->ledger, row, kind, -1, reply, sizeof *reply);
+    struct attachment *attachment = find(table, nodeid);
+    if (attachment && kind == LEDGER_ANSWERED && ledger_passed(row) == 0)
+        became_idle(table, attachment);
+    drop_row_unless_used(table, row);
+    return slot;
+}
+
+void table_closed(struct table *table, uint64_t nodeid, enum ledger_kind kind,
+                  const struct fuse_out_header *reply, int *slot)
 {
     pthread_mutex_lock(&table->lock);
-    struct attachment *attachment = find(table, nodeid);
-    if (attachment)
-        closed(table, attachment, told);
+    *slot = closed(table, nodeid, kind, reply);
+    pthread_mutex_unlock(&table->lock);
+}
+
+void table_not_opened(struct table *table, uint64_t nodeid, enum ledger_kind kind)
+{
+    pthread_mutex_lock(&table->lock);
+    struct ledger_row *row = find_row(table, nodeid);
+    if (row && row->opens[kind] > 0) {
+        row->opens[kind]--;
+        struct attachment *attachment = find(table, nodeid);
+        if (attachment && ledger_passed(row) == 0)
+            became_idle(table, attachment);
+        drop_row_unless_used(table, row);
+    }
     pthread_mutex_unlock(&table->lock);
 }
 
@@ -481,14 +603,15 @@ static void amend(void *context, const struct attributes *found)
 {
     const struct amending *amending = context;
     struct table *table = amending->table;
-    const struct ino *ino = (const void *)map_find(&table->inos, found->nodeid);
+    uint64_t ino = shown_ino(table, found->nodeid);
 
     if (ino && found->entry_ino)
-        *found->entry_ino = ino->ino;
+        *found->entry_ino = ino;
     if (found->attr == NULL)
         return;
     if (ino)
-        found->attr->ino = ino->ino;
+        found->attr->ino = ino;
+    told_of(table, found->nodeid);
     struct attachment *attachment = find(table, found->nodeid);
     if (attachment == NULL)
         return;
@@ -516,14 +639,46 @@ bool table_amend_attributes(struct table *table, uint32_t opcode, uint64_t nodei
     return valid;
 }
 
-bool table_amend_open(struct table *table, uint64_t nodeid, struct abi_open_out *out)
+bool table_open(struct table *table, uint64_t nodeid, uint32_t flags, uint8_t *bytes, size_t size,
+                struct abi_open_out *out, int *slot)
 {
     pthread_mutex_lock(&table->lock);
-    struct attachment *attachment = find(table, nodeid);
-    if (attachment) {
-        opened(attachment);
-        message_amend_open(out, attachment->backing.id);
+    const struct attachment *attachment = find(table, nodeid);
+    int32_t backing_id = attachment ? attachment->backing.id : 0;
+    if (attachment)
+        message_amend_open(out, backing_id);
+    enum ledger_kind kind = table_kind(out->fh, flags);
+    *slot = count_open(table, nodeid, kind, backing_id, bytes, size);
+    pthread_mutex_unlock(&table->lock);
+    return *slot >= 0;
+}
+
+/* --- listings ------------------------------------------------------------------------------ */
+
+void table_listed(struct table *table, uint64_t handle, const struct ledger_place *place)
+{
+    pthread_mutex_lock(&table->lock);
+    ledger_listed(&table->ledger, handle, place);
+    pthread_mutex_unlock(&table->lock);
+}
+
+void table_listing_closed(struct table *table, uint64_t handle)
+{
+    pthread_mutex_lock(&table->lock);
+    ledger_end_stream(&table->ledger, handle);
+    pthread_mutex_unlock(&table->lock);
+}
+
+int table_places(struct table *table, uint64_t handle, struct ledger_place places[2])
+{
+    int count = 0;
+    pthread_mutex_lock(&table->lock);
+    const struct ledger_stream *stream = ledger_find_stream(&table->ledger, handle);
+    for (int i = 0; stream && i < 2; i++) {
+        const struct ledger_place *place = &stream->places[i];
+        if (place->position != 0 && place->length <= LEDGER_NAME_BYTES)
+            places[count++] = *place;
     }
     pthread_mutex_unlock(&table->lock);
-    return attachment != NULL;
+    return count;
 }

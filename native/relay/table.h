@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "ledger.h"
 #include "map.h"
 #include "message.h"
 
@@ -22,7 +23,8 @@ enum { TABLE_KEPT_MAX = 4096 };
 struct table {
     pthread_mutex_t lock;
     struct map attachments;  /* guarded by lock; struct attachment by nodeid; owned */
-    struct map inos;         /* guarded by lock; struct ino by nodeid; owned */
+    struct map rows;         /* guarded by lock; struct row_node by nodeid; owned */
+    struct ledger ledger;    /* guarded by lock; how often each inode is open, and its st_ino */
     struct map kept;         /* guarded by lock; struct kept by nodeid, not attached; owned */
     struct kept *newest;     /* guarded by lock; of kept */
     struct kept *oldest;     /* guarded by lock */
@@ -39,8 +41,8 @@ struct stamp {
     uint64_t serial; /* of the attachment whose changes it holds, or 0 */
 };
 
-/* False when out of memory. */
-bool table_init(struct table *table, int event_fd);
+/* 0 or an errno. ledger_fd: borrowed, -1: a ledger of its own. */
+int table_init(struct table *table, int event_fd, int ledger_fd);
 void table_free(struct table *table);
 
 /* --- for Python ---------------------------------------------------------------------------- */
@@ -57,6 +59,8 @@ struct backing {
 int table_attach(struct table *table, uint64_t nodeid, const struct backing *backing);
 
 bool table_detach(struct table *table, uint64_t nodeid);
+
+/* Through its backing file. */
 int64_t table_opens(struct table *table, uint64_t nodeid);
 void table_attr_changed(struct table *table, uint64_t nodeid);
 
@@ -68,23 +72,37 @@ bool table_put_attr(struct table *table, uint64_t nodeid, const struct fuse_attr
 bool table_set_ino(struct table *table, uint64_t nodeid, uint64_t ino);
 void table_forget_ino(struct table *table, uint64_t nodeid);
 
+/* Calls visit for each row, with the lock held: what an earlier worker left, before any request. */
+void table_visit_rows(struct table *table,
+                      bool (*visit)(void *context, const struct ledger_row *row), void *context);
+
 /* One event; false when there is none. *last: still not open. */
 bool table_next_event(struct table *table, uint64_t *nodeid, bool *last);
 size_t table_attached(struct table *table);
 
 /* --- for requests -------------------------------------------------------------------------- */
 
+/* A reply that changes a count is remembered until it is with the kernel: table_given(). */
+struct open_reply {
+    struct fuse_out_header header;
+    struct abi_open_out out;
+};
+void table_given(struct table *table, int slot);
+
 /* Each answers true when the relay may answer, and then has filled its result. An open that was
- * answered is counted; undo with table_closed() if the answer did not reach the kernel. */
+ * answered is counted; undo with table_not_opened() if the answer did not reach the kernel. reply
+ * is whole but for the backing id. */
 bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int64_t now_ns,
-                       int32_t *backing_id);
+                       struct open_reply *reply, int *slot);
 bool table_answer_getattr(struct table *table, uint64_t nodeid, struct fuse_attr_out *out);
 bool table_capability_free(struct table *table, uint64_t nodeid);
 
-/* How Python learns of a close: by the RELEASE that it gets, or by an event if it was the last. */
-enum close_told { CLOSE_FORWARDED, CLOSE_ANSWERED };
+/* A RELEASE; reply is what it will be answered. */
+void table_closed(struct table *table, uint64_t nodeid, enum ledger_kind kind,
+                  const struct fuse_out_header *reply, int *slot);
 
-void table_closed(struct table *table, uint64_t nodeid, enum close_told told);
+/* How a handle was opened. */
+enum ledger_kind table_kind(uint64_t handle, uint32_t flags);
 
 /* Before a request is forwarded; changes is its message_changes(). */
 struct stamp table_forwarding(struct table *table, const struct request *request, uint64_t changes);
@@ -98,7 +116,19 @@ void table_replied(struct table *table, const struct stamp *stamp);
 bool table_amend_attributes(struct table *table, uint32_t opcode, uint64_t nodeid,
                             const struct stamp *stamp, uint8_t *bytes, size_t size);
 
-/* Counts and amends an open that Python answered, if the nodeid is attached. */
-bool table_amend_open(struct table *table, uint64_t nodeid, struct abi_open_out *out);
+/* Counts an open that Python answered, amended if the nodeid is attached. bytes is the reply, out
+ * its part of an open. False, and nothing changed, when it cannot be counted. */
+bool table_open(struct table *table, uint64_t nodeid, uint32_t flags, uint8_t *bytes, size_t size,
+                struct abi_open_out *out, int *slot);
+
+/* Undoes the count of an open whose reply did not reach the kernel: no RELEASE will come. */
+void table_not_opened(struct table *table, uint64_t nodeid, enum ledger_kind kind);
+
+/* A listing was given that far. */
+void table_listed(struct table *table, uint64_t handle, const struct ledger_place *place);
+void table_listing_closed(struct table *table, uint64_t handle);
+
+/* Where it had got to for an earlier worker; returns how many places. */
+int table_places(struct table *table, uint64_t handle, struct ledger_place places[2]);
 
 #endif

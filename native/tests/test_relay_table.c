@@ -19,7 +19,7 @@ static void begin(void)
 {
     event_fd = eventfd(0, EFD_NONBLOCK);
     file = memfd_create("backing", 0);
-    CHECK(event_fd >= 0 && file >= 0 && table_init(&table, event_fd));
+    CHECK(event_fd >= 0 && file >= 0 && table_init(&table, event_fd, -1) == 0);
 }
 
 static void end(void)
@@ -71,28 +71,58 @@ static bool known(uint32_t mode)
     return table_answer_getattr(&table, NODEID, &out) && out.attr.mode == mode;
 }
 
+static bool opens(uint64_t nodeid, uint32_t flags, int64_t now_ns, int32_t *id)
+{
+    struct open_reply reply = {.header = {.len = sizeof reply, .unique = 2}};
+    int slot;
+    bool is_answered = table_answer_open(&table, nodeid, flags, now_ns, &reply, &slot);
+    if (is_answered)
+        table_given(&table, slot);
+    *id = reply.out.backing_id;
+    return is_answered;
+}
+
+/* True when it became passthrough. */
+static bool amends(uint64_t nodeid, struct abi_open_out *out)
+{
+    struct open_reply reply = {.header = {.len = sizeof reply, .unique = 4}};
+    int slot;
+    CHECK(table_open(&table, nodeid, O_RDWR, (void *)&reply, sizeof reply, out, &slot));
+    table_given(&table, slot);
+    return out->fh & HANDLE_AMENDED;
+}
+
+static void closes(uint64_t nodeid, enum ledger_kind kind)
+{
+    const struct fuse_out_header reply = {.len = sizeof reply, .unique = 6};
+    int slot;
+    table_closed(&table, nodeid, kind, &reply, &slot);
+    table_given(&table, slot);
+}
+
 static void an_open_file_is_not_detached(void)
 {
     int32_t id = 0;
     begin();
-    CHECK(!table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+    CHECK(!opens(NODEID, O_RDONLY, 0, &id));
     CHECK(attach(BACKING, false, 1000) == 0);
-    CHECK(!table_answer_open(&table, NODEID, O_RDONLY, 1000, &id)); /* no longer fresh */
-    CHECK(!table_answer_open(&table, NODEID, O_RDWR, 0, &id));
-    CHECK(!table_answer_open(&table, NODEID, O_WRONLY, 0, &id));
-    CHECK(!table_answer_open(&table, NODEID, O_RDONLY | O_TRUNC, 0, &id));
-    CHECK(table_answer_open(&table, NODEID, O_RDONLY | O_CLOEXEC, 999, &id) && id == BACKING);
+    CHECK(!opens(NODEID, O_RDONLY, 1000, &id)); /* no longer fresh */
+    CHECK(!opens(NODEID, O_RDWR, 0, &id));
+    CHECK(!opens(NODEID, O_WRONLY, 0, &id));
+    CHECK(!opens(NODEID, O_RDONLY | O_TRUNC, 0, &id));
+    CHECK(opens(NODEID, O_RDONLY | O_CLOEXEC, 999, &id) && id == BACKING);
     struct abi_open_out out = {.fh = 1};
-    CHECK(table_amend_open(&table, NODEID, &out) && table_opens(&table, NODEID) == 2);
+    CHECK(amends(NODEID, &out) && table_opens(&table, NODEID) == 2);
     CHECK(!table_detach(&table, NODEID));
     CHECK(attach(BACKING + 1, false, 0) == EBUSY && attach(BACKING, true, 1000) == 0);
-    table_closed(&table, NODEID, CLOSE_ANSWERED);
+    closes(NODEID, LEDGER_ANSWERED);
     CHECK(!table_detach(&table, NODEID));
-    table_closed(&table, NODEID, CLOSE_ANSWERED);
+    closes(NODEID, LEDGER_AMENDED_WRITE);
     CHECK(table_detach(&table, NODEID) && table_detach(&table, NODEID));
-    table_closed(&table, NODEID, CLOSE_ANSWERED); /* a late one does no harm */
-    CHECK(!table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
-    CHECK(!table_amend_open(&table, NODEID, &out) && table_opens(&table, NODEID) == 0);
+    closes(NODEID, LEDGER_ANSWERED); /* a late one does no harm */
+    CHECK(!opens(NODEID, O_RDONLY, 0, &id));
+    out = (struct abi_open_out){.fh = 1};
+    CHECK(!amends(NODEID, &out) && table_opens(&table, NODEID) == 0);
     end();
 }
 
@@ -104,18 +134,18 @@ static void the_last_close_is_told_once(void)
     begin();
     CHECK(attach(BACKING, false, 1000) == 0);
     for (int i = 0; i < 3; i++) {
-        CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
-        table_closed(&table, NODEID, CLOSE_ANSWERED);
+        CHECK(opens(NODEID, O_RDONLY, 0, &id));
+        closes(NODEID, LEDGER_ANSWERED);
     }
     CHECK(is_signalled() && !is_signalled());
-    CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
+    CHECK(opens(NODEID, O_RDONLY, 0, &id));
     CHECK(table_next_event(&table, &nodeid, &last) && nodeid == NODEID && !last);
     CHECK(!table_next_event(&table, &nodeid, &last));
-    table_closed(&table, NODEID, CLOSE_ANSWERED);
+    closes(NODEID, LEDGER_ANSWERED);
     CHECK(is_signalled());
     CHECK(table_next_event(&table, &nodeid, &last) && last);
-    CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
-    table_closed(&table, NODEID, CLOSE_ANSWERED);
+    CHECK(opens(NODEID, O_RDONLY, 0, &id));
+    closes(NODEID, LEDGER_ANSWERED);
     CHECK(table_detach(&table, NODEID)); /* takes its event along */
     CHECK(!table_next_event(&table, &nodeid, &last));
     end();
@@ -129,14 +159,14 @@ static void a_close_that_python_sees_is_no_event(void)
     bool last;
     begin();
     CHECK(attach(BACKING, false, 1000) == 0);
-    CHECK(table_amend_open(&table, NODEID, &out));
-    table_closed(&table, NODEID, CLOSE_FORWARDED);
+    CHECK(amends(NODEID, &out));
+    closes(NODEID, LEDGER_AMENDED_WRITE);
     CHECK(table_opens(&table, NODEID) == 0 && !is_signalled());
     CHECK(!table_next_event(&table, &nodeid, &last));
-    CHECK(table_answer_open(&table, NODEID, O_RDONLY, 0, &id));
-    CHECK(table_amend_open(&table, NODEID, &out));
-    table_closed(&table, NODEID, CLOSE_FORWARDED);
-    table_closed(&table, NODEID, CLOSE_ANSWERED);
+    CHECK(opens(NODEID, O_RDONLY, 0, &id));
+    CHECK(amends(NODEID, &out));
+    closes(NODEID, LEDGER_AMENDED_WRITE);
+    closes(NODEID, LEDGER_ANSWERED);
     CHECK(is_signalled() && table_next_event(&table, &nodeid, &last) && last);
     end();
 }
@@ -267,9 +297,9 @@ static void many_nodeids_are_found_again(void)
     }
     CHECK(table_attached(&table) == MANY);
     for (uint64_t nodeid = 1; nodeid <= MANY; nodeid++) {
-        CHECK(table_answer_open(&table, nodeid << 20, O_RDONLY, 0, &id));
+        CHECK(opens(nodeid << 20, O_RDONLY, 0, &id));
         if (nodeid % 2) {
-            table_closed(&table, nodeid << 20, CLOSE_ANSWERED);
+            closes(nodeid << 20, LEDGER_ANSWERED);
             CHECK(table_detach(&table, nodeid << 20));
         }
     }

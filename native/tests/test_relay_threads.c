@@ -30,7 +30,7 @@ static int file;
 static void begin(void)
 {
     int clones[READERS];
-    struct relay_setup setup = {.threads = READERS, .clones = clones};
+    struct relay_setup setup = {.threads = READERS, .clones = clones, .ledger_fd = -1};
 
     signal(SIGPIPE, SIG_IGN);
     for (int i = 0; i <= READERS; i++) {
@@ -171,7 +171,7 @@ static void malformed_messages_become_eio_or_nothing(void)
 static void hot_opens_need_no_python(void)
 {
     struct fuse_open_in in = {.flags = O_RDONLY};
-    struct fuse_release_in release = {0};
+    struct fuse_release_in release = {.flags = in.flags};
     begin();
     attach(5, INT64_MAX);
     ask(1, FUSE_OPEN, 2, 5, &in, sizeof in);
@@ -190,7 +190,7 @@ static void a_release_is_counted_only_for_an_open_that_was(void)
     uint8_t bytes[512];
     struct fuse_open_in in = {.flags = O_RDWR};
     struct abi_open_out out = {.fh = 9};
-    struct fuse_release_in release = {.fh = 8}; /* opened before it was attached */
+    struct fuse_release_in release = {.fh = 8, .flags = O_RDWR}; /* opened before it was attached */
     struct {
         struct fuse_in_header header;
         struct fuse_release_in in;
@@ -204,10 +204,12 @@ static void a_release_is_counted_only_for_an_open_that_was(void)
     struct answer answer = answered(0);
     CHECK(answer.body.open.backing_id == 1 && table_opens(relay_table(relay), 5) == 1);
     ask(0, FUSE_RELEASE, 4, 5, &release, sizeof release);
+    CHECK(answered(0).header.unique == 4); /* before Python has seen it */
     CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
     CHECK(table_opens(relay_table(relay), 5) == 1);
     release.fh = answer.body.open.fh;
     ask(0, FUSE_RELEASE, 6, 5, &release, sizeof release);
+    CHECK(answered(0).header.unique == 6);
     CHECK(receive(python_fd, &seen, sizeof seen) == sizeof seen);
     CHECK(seen.in.fh == 9 && table_opens(relay_table(relay), 5) == 0);
     uint64_t nodeid;
@@ -551,7 +553,7 @@ static void *program(void *argument)
         struct fuse_getattr_in getattr = {0};
         struct fuse_setattr_in setattr = {0};
         struct fuse_fallocate_in fallocate = {0};
-        struct fuse_release_in release = {0};
+        struct fuse_release_in release = {.flags = in.flags};
 
         ask(device, FUSE_OPEN, unique += 2, node, &in, sizeof in);
         struct answer answer = answered(device);
@@ -603,7 +605,9 @@ static void counts_hold_while_all_happens_at_once(void)
         CHECK(table_opens(relay_table(relay), node) == 0 && kernels_open[node] == 0);
         CHECK(table_detach(relay_table(relay), node));
     }
-    CHECK(relay_pending(relay) == 0 && counted(COUNTER_malformed_replies) == 0);
+    while (relay_pending(relay) != 0) /* RELEASEs, which nobody waits for */
+        poll(NULL, 0, 1);
+    CHECK(counted(COUNTER_malformed_replies) == 0);
     CHECK(counted(COUNTER_answered_open) > 0 && counted(COUNTER_amended_open) > 0);
     end();
 }

@@ -43,7 +43,7 @@ def test_a_survivor_is_found_with_its_bytes(staged: Staging, machine: Machine) -
     os.pwrite(file.descriptor(), b"unsealed", 0)
     file.close()
     again = Staging(machine.store, NUMBER, budget_bytes=1 << 20)
-    [(number, survivor)] = again.survivors()
+    [(number, survivor, _)] = again.survivors()
     assert number == 0xABC
     assert os.pread(survivor.descriptor(), 100, 0) == b"unsealed"
     assert again.used_bytes == 8
@@ -64,7 +64,7 @@ def test_a_complete_copy_is_a_survivor(staged: Staging, machine: Machine) -> Non
     staged.complete(file)
     file.close()
     again = Staging(machine.store, NUMBER, budget_bytes=1 << 20)
-    assert [number for number, _ in again.survivors()] == [1]
+    assert [number for number, _, _ in again.survivors()] == [1]
 
 
 def test_what_does_not_fit_the_budget_goes_to_disk(staged: Staging, machine: Machine) -> None:

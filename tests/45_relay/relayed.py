@@ -57,7 +57,8 @@ class Relayed(pyfuse3.Operations):
         self.relay = None
         if not direct:
             options = "fsname=re\\,layed,default_permissions,allow_other,max_read=1048576"
-            self.relay = _relay.Relay(mountpoint, options, threads=threads)
+            devices = _relay.mount(mountpoint, options, threads=threads)
+            self.relay = _relay.Relay(mountpoint, devices)
         self.backing = backing
         self.calls: dict[str, int] = {}
         self.lookups: dict[int, int] = {}

@@ -17,8 +17,8 @@ from agentfs.control import lock
 from agentfs.errors import FilesOpen, StoreNewer
 
 
-def run(config: MountConfig, ready: Callable[[dict[str, Any]], None]) -> int:
-    """Stand in for agentfs.mount.run."""
+def run(config: MountConfig, reason: str, ready: Callable[[dict[str, Any]], None]) -> int:
+    """Stand in for agentfs.mount.run and for the keeper's."""
     behaviour = os.environ["FAKE_DAEMON"]
     if behaviour == "refuse":
         raise StoreNewer("the store is of a newer version")
@@ -92,5 +92,5 @@ def _answer_until_stopped(
 if __name__ == "__main__":
     module = types.ModuleType("agentfs.mount")
     module.run = run  # type: ignore[attr-defined]
-    sys.modules["agentfs.mount"] = module
+    sys.modules["agentfs.mount"] = sys.modules["agentfs.keeper.keeper"] = module
     sys.exit(main())

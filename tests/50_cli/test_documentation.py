@@ -114,12 +114,12 @@ def test_the_unit_calls_commands_that_exist() -> None:
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(UNIT)
     parser = build_parser()
-    for key in ("ExecStart", "ExecStop"):
+    for key in ("ExecStart", "ExecReload", "ExecStop"):
         program, name, *arguments = shlex.split(unit["Service"][key])
         assert (program, name) == ("/usr/bin/env", "agentfs")
         arguments = [argument.replace("%i", "default") for argument in arguments]
         parser.parse_args(arguments)
-    assert unit["Service"]["Type"] == "forking", "mount returns when the mount is up"
+    assert unit["Service"]["Type"] == "notify", "the keeper says when the mount is up"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
