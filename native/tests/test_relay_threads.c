@@ -26,11 +26,12 @@ static int kernel[READERS + 1]; /* what would be inside the kernel */
 static int python_fd;
 static int event_fd;
 static int file;
+static int ledger_fd = -1; /* of a relay that another one takes over from */
 
 static void begin(void)
 {
     int clones[READERS];
-    struct relay_setup setup = {.threads = READERS, .clones = clones, .ledger_fd = -1};
+    struct relay_setup setup = {.threads = READERS, .clones = clones, .ledger_fd = ledger_fd};
 
     signal(SIGPIPE, SIG_IGN);
     for (int i = 0; i <= READERS; i++) {
@@ -466,6 +467,88 @@ static void a_busy_library_reads_for_itself(void)
     end();
 }
 
+static void exchange_init(void)
+{
+    struct fuse_init_in in = {.major = FUSE_KERNEL_VERSION, .minor = 38};
+    struct abi_init_out out = {.major = FUSE_KERNEL_VERSION, .minor = 38, .max_write = 4096};
+    uint8_t bytes[512];
+    ask(0, FUSE_INIT, 2, 0, &in, sizeof in);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    reply(2, 0, &out, sizeof out);
+    CHECK(answered(0).header.unique == 2 && relay_is_ready(relay));
+}
+
+static void another_relay_goes_on_where_one_was(void)
+{
+    struct fuse_open_in in = {.flags = O_RDONLY};
+    struct fuse_release_in release = {.fh = HANDLE_RELAY | 5};
+    struct open_reply not_given = {.header = {sizeof not_given, 0, 8}, .out = {.fh = 77}};
+    struct abi_init_out init = {.major = FUSE_KERNEL_VERSION};
+    struct abi_open_out out = {.fh = 9};
+    struct fuse_in_header seen;
+    uint8_t bytes[512];
+    uint32_t flags;
+    int slot;
+
+    ledger_fd = ledger_create();
+    begin();
+    CHECK(!relay_has_taken_over(relay));
+    exchange_init();
+    attach(5, INT64_MAX);
+    ask(1, FUSE_OPEN, 4, 5, &in, sizeof in);
+    CHECK(answered(1).header.error == 0);
+    ask(1, FUSE_OPEN, 6, 7, &in, sizeof in);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0); /* and it dies */
+    CHECK(table_answer_open(relay_table(relay), 5, O_RDONLY, 0, &not_given, &slot));
+    end();
+
+    begin();
+    struct answer resend = answered(0);
+    CHECK(resend.header.unique == 0 && resend.header.error == ABI_NOTIFY_RESEND);
+    CHECK(relay_has_taken_over(relay) && relay_is_ready(relay));
+    CHECK(receive(python_fd, &seen, sizeof seen) > 0 && seen.opcode == FUSE_INIT);
+    reply(2, 0, &init, sizeof init); /* the kernel has had one */
+    CHECK(counted(COUNTER_replied) == 0 && relay_pending(relay) == 0);
+
+    struct backing other = {2, -1, false, true, 0};
+    CHECK(table_opens(relay_table(relay), 5) == 2);
+    CHECK(table_attach(relay_table(relay), 5, &other) == EBUSY);
+    attach(5, INT64_MAX);
+    ask(1, FUSE_OPEN, 8 | ABI_UNIQUE_RESEND, 5, &in, sizeof in);
+    struct answer again = answered(1);
+    CHECK(again.header.unique == (8 | ABI_UNIQUE_RESEND) && again.body.open.fh == 77);
+    CHECK(again.body.open.backing_id == 1 && counted(COUNTER_answered_again) == 1);
+    CHECK(table_opens(relay_table(relay), 5) == 2);
+    ask(2, FUSE_RELEASE, 10, 5, &release, sizeof release);
+    CHECK(answered(2).header.error == 0 && table_opens(relay_table(relay), 5) == 1);
+
+    ask(0, FUSE_OPEN, 6 | ABI_UNIQUE_RESEND, 7, &in, sizeof in);
+    CHECK(receive(python_fd, &seen, sizeof seen) > 0);
+    CHECK(seen.unique == (6 | ABI_UNIQUE_RESEND));
+    CHECK(relay_unique(relay, FUSE_OPEN, 7, &flags) == seen.unique && flags == in.flags);
+    CHECK(relay_unique(relay, FUSE_OPEN, 8, &flags) == 0);
+    reply(seen.unique, 0, &out, sizeof out);
+    CHECK(answered(0).header.unique == seen.unique);
+    CHECK(relay_unique(relay, FUSE_OPEN, 7, &flags) == 0);
+    end();
+    close(ledger_fd);
+    ledger_fd = -1;
+}
+
+static void who_retires_reads_no_more_and_answers_what_it_has(void)
+{
+    uint8_t bytes[512];
+    begin();
+    ask(0, FUSE_STATFS, 2, 1, NULL, 0);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    relay_retire(relay);
+    ask(0, FUSE_STATFS, 4, 1, NULL, 0);
+    CHECK(!relay_take(relay, python_fd, 20));
+    reply(2, 0, NULL, 0);
+    CHECK(answered(0).header.unique == 2 && relay_pending(relay) == 0);
+    end();
+}
+
 /* --- all at once --------------------------------------------------------------------------- */
 
 static atomic_bool is_over;
@@ -598,6 +681,8 @@ static void counts_hold_while_all_happens_at_once(void)
     }
     for (int i = 0; i < READERS; i++)
         pthread_join(programs[i], NULL);
+    while (relay_pending(relay) != 0) /* RELEASEs, which nobody waits for */
+        poll(NULL, 0, 1);
     atomic_store(&is_over, true);
     for (int i = 0; i < 2; i++)
         pthread_join(others[i], NULL);
@@ -605,8 +690,6 @@ static void counts_hold_while_all_happens_at_once(void)
         CHECK(table_opens(relay_table(relay), node) == 0 && kernels_open[node] == 0);
         CHECK(table_detach(relay_table(relay), node));
     }
-    while (relay_pending(relay) != 0) /* RELEASEs, which nobody waits for */
-        poll(NULL, 0, 1);
     CHECK(counted(COUNTER_malformed_replies) == 0);
     CHECK(counted(COUNTER_answered_open) > 0 && counted(COUNTER_amended_open) > 0);
     end();
@@ -629,6 +712,8 @@ int main(void)
     RUN(the_end_of_the_mount_is_told);
     RUN(an_open_the_kernel_does_not_take_is_not_counted);
     RUN(a_busy_library_reads_for_itself);
+    RUN(another_relay_goes_on_where_one_was);
+    RUN(who_retires_reads_no_more_and_answers_what_it_has);
     RUN(counts_hold_while_all_happens_at_once);
     return 0;
 }
