@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import agentfs
 from agentfs.cli.mounts import mount_at
 from agentfs.control import lock
 from conftest import children, run_agentfs, wait_until
@@ -45,6 +47,39 @@ def test_a_restart_replaces_the_worker_and_programs_go_on(mounted: Any) -> None:
     assert mounted.stats()["worker_pid"] == answer["worker_pid"] != before
     assert "has handed over" in mounted.log()
     assert "another takes over" not in mounted.log()
+
+
+def test_a_restart_takes_the_version_that_is_installed_by_then(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that does not start takes nothing: the old worker stays."""
+    installed = tmp_path / "installed"
+    source = Path(agentfs.__file__).parents[1]
+    for package in ("agentfs", "mountpoints"):
+        shutil.copytree(source / package, installed / package)
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    path, store = tmp_path / "mnt", tmp_path / "store"
+    path.mkdir()
+    assert run_agentfs("mount", path, "--store", store, "--mode", mode).returncode == 0
+    try:
+        main = installed / "agentfs" / "__init__.py"
+        main.write_text(main.read_text().replace(agentfs.__version__, "99.0"))
+        with (path / "file").open("w+b", buffering=0) as file:
+            file.write(b"before")
+            assert run_agentfs("restart", path).returncode == 0
+            figures = json.loads(run_agentfs("stats", path, "--json").stdout)
+            assert figures["version"] == "99.0"
+            server = installed / "agentfs" / "keeper" / "forkserver.py"
+            server.write_text("raise SystemExit('not this one')")
+            done = run_agentfs("restart", path)
+            assert done.returncode == 1
+            assert "does not start" in done.stderr
+            file.write(b", after")
+        again = json.loads(run_agentfs("stats", path, "--json").stdout)
+        assert again["worker_pid"] == figures["worker_pid"]
+        assert (path / "file").read_bytes() == b"before, after"
+    finally:
+        run_agentfs("umount", path)
 
 
 def test_a_worker_is_forked_by_a_fork_server_that_was_killed_and_replaced(
