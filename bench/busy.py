@@ -25,6 +25,13 @@ AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def difference(found: bytes, wanted: bytes) -> str:
+    """Where the first wrong byte is, of how many."""
+    pairs = enumerate(zip(found, wanted, strict=False))
+    first = next((at for at, (one, other) in pairs if one != other), min(len(found), len(wanted)))
+    return f"{len(found)} bytes, not {len(wanted)}; other from {first} on"
+
+
 class Busy:
     """The program, and what it believes of its directory."""
 
@@ -123,7 +130,7 @@ class Busy:
     def compare(self, name: str) -> None:
         with open(self.path(name), "rb", buffering=0) as file:
             found = file.read()
-        assert found == self.files[name], f"{name}: {len(found)} of {len(self.files[name])} bytes"
+        assert found == self.files[name], f"{name}: {difference(found, self.files[name])}"
 
     def read(self) -> None:
         self.compare(self.any())

@@ -99,6 +99,11 @@ class LiveFile:
         return self._opening
 
     @property
+    def is_being_opened(self) -> bool:
+        """A program is about to have it open: it is to stay the one live file of its inode."""
+        return self._opening is not None and self._opening.is_held
+
+    @property
     def is_dirty(self) -> bool:
         return self.version != self.sealed_version or (self.is_passed_through and self.writers > 0)
 
@@ -381,6 +386,8 @@ class InodeTable:
         """A handle was closed: let go of what only open files need."""
         if live.handles or self._opens(live.nodeid) or self._live.get(live.inode.id) is not live:
             return
+        if live.is_being_opened:
+            return
         if live.staged is not None and not live.is_passed_through:
             live.staged.close()
         if live.inode.id in self._unlinked:
@@ -391,6 +398,8 @@ class InodeTable:
     def _retire(self, inode_id: int) -> None:
         live = self._live.get(inode_id)
         if self.nodeid(inode_id) in self._lookups or self.is_open(inode_id):
+            return
+        if live is not None and live.is_being_opened:
             return
         self._unlinked.discard(inode_id)
         if live is not None:

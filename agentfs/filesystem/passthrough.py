@@ -114,15 +114,20 @@ class PassthroughFiles(Files):
         if not flags & (os.O_ACCMODE | os.O_NOATIME):
             self._record_atime(file.inode)  # we are not told of the reads
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-        async with file.opening:
-            if writes:
-                await self._leave_frozen(file)
-            if not self._table.is_open(inode.id):
-                await self._attach_first(file, writes=writes, truncates=bool(flags & os.O_TRUNC))
-            elif writes and file.image is not None:
-                self._make_writable(file, file.image)
-            elif writes and file.is_passed_through and file.staged is not None:
-                self._attach_staged(file, file.staged, writes=True)
+        try:
+            async with file.opening:
+                if writes:
+                    await self._leave_frozen(file)
+                if not self._table.is_open(inode.id):
+                    truncates = bool(flags & os.O_TRUNC)
+                    await self._attach_first(file, writes=writes, truncates=truncates)
+                elif writes and file.image is not None:
+                    self._make_writable(file, file.image)
+                elif writes and file.is_passed_through and file.staged is not None:
+                    self._attach_staged(file, file.staged, writes=True)
+        except BaseException:
+            self._table.released(file)  # which it may have been meanwhile
+            raise
 
     async def _leave_frozen(self, file: LiveFile) -> None:
         """Let the kernel use no more what clones share, before a program may write the file."""
@@ -147,6 +152,9 @@ class PassthroughFiles(Files):
         return True
 
     async def _attach_first(self, file: LiveFile, *, writes: bool, truncates: bool) -> None:
+        while writes and file.lock.is_held:
+            async with file.lock:  # a seal may be about to make the staged copy an image
+                pass
         if file.image is not None and not writes:
             self._attach_image(file, file.image)
             return
