@@ -98,6 +98,23 @@ def mount_tmpfs(path: Path, budget_bytes: int) -> Path:
     raise StoreUnusable(f"no tmpfs can be mounted at {path}: {done.stderr.strip()}")
 
 
+def directory_on_tmpfs(store_id: str, *, private: bool) -> Path:
+    """Where the staged files of a store lie that are not on its disk.
+
+    :param private: on a tmpfs of our own
+    """
+    return OWN_TMPFS / store_id if private else TMPFS / f"agentfs-{os.geteuid()}-{store_id}"
+
+
+def is_anothers(directory: Path, store: Path) -> bool:
+    """Whether the staged files in *directory* are those of a store that *store* is a copy of."""
+    try:
+        owner = Path(os.fsdecode((directory / _OWNER).read_bytes()))
+        return not owner.samefile(store)
+    except OSError:
+        return False  # there are none, or their store was moved to here
+
+
 def unmount_orphans() -> None:
     """Give back the tmpfs of stores that were deleted while no daemon could notice.
 
@@ -171,15 +188,17 @@ class Staging:
         :param private: use a tmpfs of our own, with huge pages; takes root
         """
         self._disk = open_private_directory(store / "staging")
-        self._own_tmpfs = OWN_TMPFS / store_id if private else None
-        if self._own_tmpfs is not None:
+        directory = directory_on_tmpfs(store_id, private=private)
+        self._own_tmpfs = directory if private else None
+        if private:
             unmount_orphans()
-            self._fast = mount_tmpfs(self._own_tmpfs, budget_bytes)
-            (self._fast / _OWNER).write_bytes(os.fsencode(store.absolute()))
+            self._fast = mount_tmpfs(directory, budget_bytes)
         elif TMPFS.is_dir():
-            self._fast = open_private_directory(TMPFS / f"agentfs-{os.geteuid()}-{store_id}")
+            self._fast = open_private_directory(directory)
         else:
             self._fast = self._disk
+        if self._fast is not self._disk:
+            (self._fast / _OWNER).write_bytes(os.fsencode(store.absolute()))
         self.room = Room(store)
         self.budget_bytes = budget_bytes
         self.used_bytes = 0

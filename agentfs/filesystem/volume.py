@@ -24,7 +24,7 @@ from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import store_totals
 from agentfs.filesystem.seal import Sealer
-from agentfs.filesystem.staging import Staging, holes_in
+from agentfs.filesystem.staging import Staging, directory_on_tmpfs, holes_in, is_anothers
 from agentfs.index import Index
 from agentfs.policy.sealing import is_due, packing_order
 
@@ -71,6 +71,9 @@ class Volume:
             cache_bytes=profile.store.cache_bytes,
             segment_bytes=profile.store.segment_bytes,
         )
+        if is_anothers(directory_on_tmpfs(self.index.store_id, private=private_tmpfs), path):
+            log.warning("%s is a copy of a store that is in use: it gets an id of its own", path)
+            self.index.renew_store_id()
         self.staging = Staging(
             path, self.index.store_id, profile.hot.budget_bytes, private=private_tmpfs
         )

@@ -201,6 +201,12 @@ class IndexConnection:
         (value,) = self.execute("SELECT value FROM setting WHERE name = 'store_id'").fetchone()
         return str(value)
 
+    def renew_store_id(self) -> None:
+        """For a store that was copied: what lies elsewhere under its id is the other's."""
+        self.execute(
+            "UPDATE setting SET value = lower(hex(randomblob(16))) WHERE name = 'store_id'"
+        )
+
     @property
     def changes(self) -> int:
         """Rows changed since opening; moves with every commit that wrote anything."""

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -105,6 +106,24 @@ def test_programs_that_write_many_files_leave_the_daemon_descriptors(mounted: An
     mounted.remount()
     assert all(path.read_bytes() == LINE for path in mounted.path.iterdir())
     assert len(os.listdir(mounted.path)) == count + 300
+
+
+def test_a_copy_of_a_mounted_store_is_a_store_of_its_own(mounted: Any, tmp_path: Path) -> None:
+    (mounted.path / "sealed").write_bytes(LINE)
+    mounted.agentfs("sync", mounted.path)
+    (mounted.path / "staged").write_bytes(LINE)
+    copy, path = tmp_path / "copy", tmp_path / "second"
+    shutil.copytree(mounted.store, copy, ignore=shutil.ignore_patterns("control"))
+    path.mkdir()
+    mounted.agentfs("mount", path, "--store", copy)
+    try:
+        (path / "sealed").write_bytes(b"of the copy")
+        (mounted.path / "staged").write_bytes(b"of the original")
+    finally:
+        mounted.agentfs("umount", path)
+    mounted.remount()
+    assert (mounted.path / "sealed").read_bytes() == LINE
+    assert (mounted.path / "staged").read_bytes() == b"of the original"
 
 
 def test_mountinfo_says_which_store_it_is(mounted: Any) -> None:
