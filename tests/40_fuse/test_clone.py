@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from conftest import run_agentfs, wait_until
+from tests.conftest import run_agentfs, wait_until
 
 BYTES = bytes(range(256)) * 800
 STATES = ["just written", "sealed", "sealed and read"]

@@ -19,7 +19,7 @@ import pytest
 import agentfs
 from agentfs.cli.mounts import mount_at
 from agentfs.control import lock
-from conftest import children, run_agentfs, wait_until
+from tests.conftest import children, run_agentfs, wait_until
 
 Kill = Callable[[], int]
 
