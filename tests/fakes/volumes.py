@@ -387,9 +387,9 @@ class Machine:
             put_back(tree)
 
     def staged_names(self) -> list[str]:
-        """Staged files on tmpfs and on disk."""
-        fast = [file.name for folder in self.tmpfs.iterdir() for file in folder.iterdir()]
-        return sorted(fast + [file.name for file in (self.store / "staging").iterdir()])
+        """Staged files on tmpfs, where `store` says whose they are, and on disk."""
+        fast = {file.name for folder in self.tmpfs.iterdir() for file in folder.iterdir()}
+        return sorted([*fast - {"store"}, *os.listdir(self.store / "staging")])
 
 
 def saved(tree: Path) -> Path:
