@@ -38,6 +38,9 @@ QUICK_S = 1.0
 DEATHS_MAX = 5
 """So many quick deaths in a row, and there is no use in trying again."""
 
+_SPAWN_AGAIN_S = 5.0
+"""After a fork server that did not get warm; an upgrade may be under way."""
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -103,6 +106,10 @@ class _Keeper:
         self._server: _Server | None = None
         self._fresh: _Server | None = None
         """Takes the place of the fork server once it is warm: a restart is under way."""
+        self._ended: dict[int, int] = {}
+        """Exit codes by pid of those that were reaped and are not known to be the worker, yet."""
+        self._spawn_at: float | None = None
+        """When to start a fork server, as there is none; by time.monotonic()."""
         self._is_stopping = False
         self._quick_deaths = 0
         self._exit_code: int | None = None
@@ -124,7 +131,10 @@ class _Keeper:
     def _wait(self, wakeup: int) -> None:
         """Deal with what happens next."""
         sockets = {one.fileno(): one for one in self._sockets()}
-        ready, _, _ = select.select([wakeup, *sockets], [], [])
+        limit_s = None if self._spawn_at is None else max(0.0, self._spawn_at - time.monotonic())
+        ready, _, _ = select.select([wakeup, *sockets], [], [], limit_s)
+        if self._spawn_at is not None and time.monotonic() >= self._spawn_at:
+            self._server, self._spawn_at = self._spawn(), None
         readable = [sockets[number] for number in ready if number != wakeup]
         if wakeup in ready:
             signals = os.read(wakeup, 512)
@@ -134,11 +144,14 @@ class _Keeper:
             if source is not None and source.socket in readable:
                 self._hear(source)
         self._reap()
+        self._bury()
 
     def _sockets(self) -> list[socket.socket]:
         sources = (self._worker, self._server, self._fresh)
         return [
-            source.socket for source in sources if source is not None and source.socket.fileno() > 0
+            source.socket
+            for source in sources
+            if source is not None and source.socket.fileno() >= 0
         ]
 
     # What is said
@@ -146,7 +159,7 @@ class _Keeper:
     def _hear(self, source: _Worker | _Server) -> None:
         message, _ = line.receive(source.socket)
         if message is None:
-            source.socket.close()  # its end will be reaped
+            source.socket.close()
         elif isinstance(source, _Worker):
             self._hear_worker(source, message)
         else:
@@ -180,7 +193,7 @@ class _Keeper:
                 self._discard(server)
                 self._refuse("it keeps its ledger otherwise; unmount, and mount again")
                 return
-            old, self._server = self._server, server
+            old, self._server, self._spawn_at = self._server, server, None
             if old is not None:
                 self._discard(old)
             self._tell({"retire": True})
@@ -201,7 +214,7 @@ class _Keeper:
         self._tell({"stop": True})
 
     def _tell(self, message: dict[str, Any]) -> None:
-        if self._worker is not None and self._worker.socket.fileno() > 0:
+        if self._worker is not None and self._worker.socket.fileno() >= 0:
             with contextlib.suppress(OSError):
                 line.send(self._worker.socket, message)
 
@@ -216,7 +229,8 @@ class _Keeper:
         command = [sys.executable, "-P", "-m", "agentfs.keeper.forkserver", str(theirs.fileno())]
         with theirs:
             pid = os.posix_spawn(sys.executable, command, os.environ | {"PYTHONPATH": path})
-        line.send(ours, {"config": line.config_message(self._config)})
+        with contextlib.suppress(OSError):  # if it has ended already, it will be reaped
+            line.send(ours, {"config": line.config_message(self._config)})
         return _Server(pid, ours)
 
     def _start(self) -> None:
@@ -247,22 +261,34 @@ class _Keeper:
             self._refuse(f"the new version does not start ({_how(code)})")
         elif self._server is not None and pid == self._server.pid:
             self._server_ended(self._server, code)
-        elif self._worker is not None and self._worker.pid in (0, pid):
-            self._worker_ended(self._worker, pid, code)
+        else:
+            self._ended[pid] = code
+
+    def _bury(self) -> None:
+        """Deal with the worker's end: it has said its last, and has been reaped.
+
+        Its pid comes with what it says, which may be read after it was reaped.
+        """
+        worker = self._worker
+        if worker is None or worker.socket.fileno() >= 0:
+            return
+        if worker.pid == 0:  # it was never forked, or died at once
+            self._worker_ended(worker, 1)
+        elif worker.pid in self._ended:
+            self._worker_ended(worker, self._ended[worker.pid])
+        if self._worker is not worker:
+            self._ended.clear()
 
     def _server_ended(self, server: _Server, code: int) -> None:
         server.socket.close()
-        if self._ready is not None or not server.is_warm:
+        self._server = None
+        if not server.is_warm and (self._ready is not None or self._worker is None):
             raise self._not_started({}, f"no worker can be started ({_how(code)})")
         log.error("the fork server %d %s; there will be another", server.pid, _how(code))
-        self._server = self._spawn()
-        if self._worker is not None and self._worker.pid == 0:
-            self._worker = None  # it was to fork this one
+        self._spawn_at = time.monotonic() + (0.0 if server.is_warm else _SPAWN_AGAIN_S)
 
-    def _worker_ended(self, worker: _Worker, pid: int, code: int) -> None:
-        while worker.socket.fileno() > 0:  # what it said last
-            self._hear(worker)
-        self._worker = None
+    def _worker_ended(self, worker: _Worker, code: int) -> None:
+        pid, self._worker = worker.pid, None
         if code == 0:
             self._exit_code = 0
             return
@@ -279,7 +305,9 @@ class _Keeper:
                 f"{DEATHS_MAX} workers in a row died within {QUICK_S:g} s of their start, so "
                 f"{self._config.mountpoint} is unmounted; mounting again recovers what was written"
             )
-        if self._server is not None and self._server.is_warm:
+        if self._server is None:
+            self._spawn_at = time.monotonic()
+        elif self._server.is_warm:
             self._start()
 
     def _not_started(self, error: dict[str, Any], otherwise: str) -> AgentfsError:
