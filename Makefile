@@ -30,12 +30,13 @@ MESON ?= $(PYTHON) -m mesonbuild.mesonmain
 
 .PHONY: build-inplace native-test
 
-# Makes agentfs.chunks._native and agentfs.fuse._relay importable from this tree.
+# Makes agentfs.chunks._native, agentfs.fuse._relay and agentfs.index._pages importable from this tree.
 build-inplace:
 	test -f build/build.ninja || $(MESON) setup build --buildtype=release -Dwerror=true
 	$(MESON) compile -C build
 	install -m 755 build/native/_native.*.so agentfs/chunks/
 	install -m 755 build/native/_relay.*.so agentfs/fuse/
+	install -m 755 build/native/_pages.*.so agentfs/index/
 
 # The C tests three times: with asserts of our own only, under ASan and UBSan, under TSan; then the fuzz
 # targets for FUZZ_SECONDS (the relay's: FUZZ_RELAY_SECONDS each) from their committed corpora.

@@ -109,6 +109,15 @@ class Volume:
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
         self._flush_at = 0.0
+        try:
+            with self.index.starting():
+                self._begin(relay)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _begin(self, relay: Relay | None) -> None:
+        """Take over what an earlier daemon left."""
         if relay is not None and relay.has_taken_over:
             self._inherit_nodeids(relay)
         else:

@@ -35,6 +35,7 @@ def translate(error: Exception, request: str) -> FUSEError:
         return FUSEError(errno.EEXIST)
     failed = disk_error(error)
     if failed is not None and failed.errno is not None:
+        log.error("%s failed: %s", request, failed)
         return FUSEError(failed.errno)
     log.error("%s failed", request, exc_info=error)
     return FUSEError(errno.EIO)

@@ -18,10 +18,11 @@ class Index(IndexConnection):
 
     def __init__(self, store: Path, *, read_only: bool = False) -> None:
         super().__init__(store, read_only=read_only)
-        self.inodes = Inodes(self)
-        self.dentries = Dentries(self)
-        self.xattrs = Xattrs(self)
-        self.contents = Contents(self)
+        with self.starting():
+            self.inodes = Inodes(self)
+            self.dentries = Dentries(self)
+            self.xattrs = Xattrs(self)
+            self.contents = Contents(self)
 
     def remove_inode(self, inode_id: int) -> None:
         """Remove an inode with all that is its own. In a transaction."""

@@ -4,11 +4,13 @@ Promises: one process and one connection, held exclusively (SQLite before 3.51.3
 can corrupt a WAL that several connections reset). A transaction is a short,
 synchronous block on the event loop's thread: no await inside, so no other task
 sees it half done. A commit reaches the WAL, which survives the death of the
-process; `wal_descriptor` lets the caller make it survive the machine's.
+process; `wal_descriptor` lets the caller make it survive the machine's. Every page
+is checked when it is read (native/pages): a damaged one is an error, never wrong rows.
 """
 
 from __future__ import annotations
 
+import _sqlite3
 import errno
 import os
 import shutil
@@ -22,7 +24,7 @@ from types import TracebackType
 from sqlite_utils import Database
 
 from agentfs.errors import StoreDamaged, StoreNewer, StoreUnusable
-from agentfs.index import schema
+from agentfs.index import _pages, schema
 
 INDEX_NAME = "index.db"
 
@@ -40,6 +42,42 @@ def disk_error(error: BaseException | None) -> OSError | None:
     if code == sqlite3.SQLITE_FULL:
         return OSError(errno.ENOSPC, "no space left for the index")
     return OSError(errno.EIO, f"the index: {error}") if code == sqlite3.SQLITE_IOERR else None
+
+
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database as it lies on the disk: pages of ours are checked as they are read.
+
+    :param mode: of SQLite's URI, with further parameters
+    :raises StoreUnusable: this Python's SQLite takes no VFS
+    """
+    try:
+        _pages.register_vfs(getattr(_sqlite3, "__file__", None))
+    except OSError as error:
+        raise StoreUnusable(f"this Python cannot check the index: {error}; use Debian's") from error
+    vfs = f"&vfs={_pages.VFS}" if has_checksums(path) else ""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}{vfs}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+
+
+def has_checksums(path: Path) -> bool:
+    """Whether the pages of a database have them; those of one that is yet to be made will.
+
+    Two fields of its header say so, lest damage to one turn the checks off.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = file.read(schema.HEADER_BYTES)
+    except FileNotFoundError:
+        return True
+    return not header or (
+        header[_pages.RESERVED_AT : _pages.RESERVED_AT + 1] == bytes([_pages.RESERVED])
+        or schema.says_checked(header)
+    )
 
 
 class _Transaction:
@@ -102,6 +140,8 @@ class IndexConnection:
     def _open(self) -> sqlite3.Connection:
         if self.path.exists():
             self._look_first()
+            if not has_checksums(self.path):
+                self._add_checksums()
         connection = self._connect(self.path, "rwc")
         with self._blamed(connection):
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # first: no -shm then
@@ -112,8 +152,38 @@ class IndexConnection:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {schema.CHECKED}")
             schema.migrations.apply(Database(connection, execute_plugins=False))
         return connection
+
+    def _add_checksums(self) -> None:
+        """Write an index without page checksums anew, with them."""
+        fresh = self.path.with_name(f"{INDEX_NAME}.new")
+        fresh.unlink(missing_ok=True)
+        old = self._connect(self.path, "rw")
+        try:
+            with self._blamed(old):
+                old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                old.execute("PRAGMA journal_mode = DELETE")  # no log is left that could be replayed
+        finally:
+            old.close()
+        connection = self._connect(fresh, "rwc")
+        with self._blamed(connection):
+            connection.execute("PRAGMA synchronous = FULL")
+            old_uri = f"{self.path.absolute().as_uri()}?mode=ro&vfs=unix"
+            connection.execute("ATTACH ? AS old", (old_uri,))
+            connection.execute("BEGIN")
+            for kind, name, statement in connection.execute(
+                "SELECT type, name, sql FROM old.sqlite_schema WHERE sql IS NOT NULL"
+                " AND name NOT LIKE 'sqlite_%' ORDER BY type DESC"  # tables before their indexes
+            ).fetchall():
+                connection.execute(statement)
+                if kind == "table":
+                    connection.execute(f"INSERT INTO main.{name} SELECT * FROM old.{name}")
+            connection.execute("COMMIT")
+            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.close()
+        os.replace(fresh, self.path)
 
     def _look_first(self) -> None:
         """Refuse a stranger's database before SQLite writes anything, as it does when it opens one.
@@ -150,27 +220,36 @@ class IndexConnection:
         return "ro" if wal.exists() and wal.stat().st_size else "ro&immutable=1"
 
     def _connect(self, path: Path, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=256,
-        )
+        try:
+            return connect(path, mode)
+        except sqlite3.DatabaseError as error:
+            raise self._unreadable(error) from error
 
     @contextmanager
     def _blamed(self, connection: sqlite3.Connection) -> Iterator[None]:
         """Close the connection when the block fails, and say what is wrong with the store."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except BaseException as error:
             self._abandon(connection)
-            raise StoreDamaged(
-                f"{self.path} cannot be read ({error}); restore it from a backup"
-            ) from error
-        except BaseException:
-            self._abandon(connection)
+            cause = error.__cause__ if isinstance(error, OSError) else error
+            if isinstance(cause, sqlite3.DatabaseError):
+                raise self._unreadable(cause) from error
             raise
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """What the block cannot read makes the store unusable: the index is closed.
+
+        :raises StoreDamaged: a page is damaged
+        """
+        with self._blamed(self.connection):
+            yield
+
+    def _unreadable(self, error: sqlite3.DatabaseError) -> StoreDamaged:
+        return StoreDamaged(
+            f"{self.path} cannot be read ({error}); agentfs fsck --repair saves what it can"
+        )
 
     def _abandon(self, connection: sqlite3.Connection) -> None:
         connection.close()

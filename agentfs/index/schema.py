@@ -11,6 +11,7 @@ first eight bytes only, and columns that are NULL where nothing need be said.
 from __future__ import annotations
 
 import os
+import struct
 import time
 
 from sqlite_utils import Database, Migrations
@@ -24,6 +25,23 @@ PAGE_BYTES = 1024
 """A commit writes whole pages to the WAL: creating a file costs 3.9 kB of WAL and 18 us with
 1 KiB pages, 7.4 kB and 26 us with 2 KiB, 13.5 kB and 35 us with 4 KiB. Names of more than
 230 bytes go to overflow pages, which few have."""
+
+HEADER_BYTES = 100
+"""Of an SQLite database: https://sqlite.org/fileformat.html#the_database_header"""
+
+CHECKED = 1
+"""As user_version: the pages have checksums."""
+
+_USER_VERSION = struct.Struct(">60xI4xI")
+"""user_version and application_id in the header."""
+
+
+def says_checked(header: bytes) -> bool:
+    """Whether the header is that of an index whose pages have checksums."""
+    if len(header) < HEADER_BYTES:
+        return False
+    return _USER_VERSION.unpack_from(header) == (CHECKED, APPLICATION_ID)
+
 
 migrations = Migrations("agentfs")
 

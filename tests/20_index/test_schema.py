@@ -15,6 +15,7 @@ import pytest
 from agentfs.errors import StoreDamaged, StoreNewer, StoreUnusable
 from agentfs.filesystem.report import offline_stats
 from agentfs.index import Index, schema
+from agentfs.index.connection import connect
 
 # Their names and the table's say all there is to say.
 SPEAKS_FOR_ITSELF = {
@@ -88,7 +89,7 @@ def make_store(directory: Path) -> None:
 
 
 def add_migration_from_the_future(directory: Path) -> None:
-    with sqlite3.connect(directory / "index.db") as connection:
+    with connect(directory / "index.db", "rw") as connection:
         connection.execute(
             "INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"
             " VALUES ('agentfs', 'ninety_ninth', '2031-01-01')"
@@ -132,7 +133,8 @@ def test_a_store_of_a_newer_version_is_refused_and_unchanged(
 def test_a_store_whose_newer_daemon_was_killed_is_refused_and_unchanged(tmp_path: Path) -> None:
     make_store(tmp_path)
     in_a_process_that_is_killed(
-        "db = sqlite3.connect(store / 'index.db', isolation_level=None)\n"
+        "from agentfs.index.connection import connect\n"
+        "db = connect(store / 'index.db', 'rw')\n"
         "db.execute('PRAGMA locking_mode = EXCLUSIVE')\n"
         'db.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"\n'
         "    \" VALUES ('agentfs', 'ninety_ninth', '2031-01-01')\")",

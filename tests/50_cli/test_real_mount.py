@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from agentfs.errors import (
     StoreDamaged,
     StoreNewer,
 )
+from agentfs.index.connection import connect
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -285,7 +285,7 @@ def test_a_dead_mount_of_another_store_is_explained(mounted: Any, run: Run, tmp_
 
 def test_a_store_of_a_newer_version_is_refused(mounted: Any, run: Run) -> None:
     mounted.umount()
-    with sqlite3.connect(mounted.store / "index.db") as index:
+    with connect(mounted.store / "index.db", "rw") as index:
         (table,) = index.execute(
             "SELECT name FROM sqlite_master WHERE name LIKE '%migrations%' AND type = 'table'"
         ).fetchone()

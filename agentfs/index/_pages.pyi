@@ -1,0 +1,9 @@
+from typing_extensions import Buffer
+
+VFS: str
+PAGE_BYTES: int
+RESERVED: int
+RESERVED_AT: int
+
+def register_vfs(library: str | None, /) -> None: ...
+def damaged(data: Buffer, first: int, /) -> list[int]: ...

@@ -1,0 +1,101 @@
+/* agentfs.index._pages: the VFS of native/pages, made known to the SQLite that Python uses. */
+#define PY_SSIZE_T_CLEAN
+#define _GNU_SOURCE
+#include <Python.h>
+
+#include <dlfcn.h>
+
+#include "pages.h"
+
+PyDoc_STRVAR(register_doc, "register_vfs(library, /)\n--\n\n"
+                           "Make the VFS known to the SQLite that *library* uses, the path of an "
+                           "extension module that is\n"
+                           "loaded; None: the SQLite that is part of the interpreter. OSError: "
+                           "there is none to be found.");
+
+static PyObject *module_register(PyObject *module, PyObject *argument)
+{
+    PyObject *path = NULL;
+
+    (void)module;
+    if (argument != Py_None && !PyUnicode_FSConverter(argument, &path))
+        return NULL;
+    void *library = dlopen(path ? PyBytes_AS_STRING(path) : NULL, RTLD_LAZY | RTLD_NOLOAD);
+    Py_XDECREF(path);
+    if (library == NULL)
+        return PyErr_Format(PyExc_OSError, "it is not loaded: %s", dlerror());
+    struct pages_sqlite sqlite;
+    *(void **)&sqlite.vfs_find = dlsym(library, "sqlite3_vfs_find");
+    *(void **)&sqlite.vfs_register = dlsym(library, "sqlite3_vfs_register");
+    int result = SQLITE_NOTFOUND;
+    if (sqlite.vfs_find && sqlite.vfs_register)
+        result = pages_register(&sqlite);
+    dlclose(library); /* RTLD_NOLOAD counted it once more; Python never unloads it */
+    if (result != SQLITE_OK)
+        return PyErr_Format(PyExc_OSError, "its SQLite cannot be extended (%d)", result);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    damaged_doc,
+    "damaged(data, first, /)\n--\n\n"
+    "The numbers of the pages in *data* whose checksum fails; *first* is the number of the "
+    "first.\nBytes after the last whole page count as one that fails.");
+
+static PyObject *module_damaged(PyObject *module, PyObject *arguments)
+{
+    Py_buffer data;
+    unsigned int first;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*I:damaged", &data, &first))
+        return NULL;
+    PyObject *found = PyList_New(0);
+    size_t count = ((size_t)data.len + PAGES_BYTES - 1) / PAGES_BYTES;
+    for (size_t i = 0; found && i < count; i++) {
+        const uint8_t *page = (const uint8_t *)data.buf + i * PAGES_BYTES;
+        uint32_t number = first + (uint32_t)i;
+        if ((i + 1) * PAGES_BYTES <= (size_t)data.len && pages_is_good(page, number))
+            continue;
+        PyObject *item = PyLong_FromUnsignedLong(number);
+        if (item == NULL || PyList_Append(found, item) != 0)
+            Py_CLEAR(found);
+        Py_XDECREF(item);
+    }
+    PyBuffer_Release(&data);
+    return found;
+}
+
+static PyMethodDef module_methods[] = {
+    {"register_vfs", module_register, METH_O, register_doc},
+    {"damaged", module_damaged, METH_VARARGS, damaged_doc},
+    {0},
+};
+
+static int module_exec(PyObject *module)
+{
+    if (PyModule_AddStringConstant(module, "VFS", PAGES_VFS) != 0 ||
+        PyModule_AddIntConstant(module, "PAGE_BYTES", PAGES_BYTES) != 0 ||
+        PyModule_AddIntConstant(module, "RESERVED", PAGES_RESERVED) != 0 ||
+        PyModule_AddIntConstant(module, "RESERVED_AT", PAGES_RESERVED_AT) != 0)
+        return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "agentfs.index._pages",
+    .m_doc = "Pages of the index that carry a checksum.",
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__pages(void)
+{
+    return PyModuleDef_Init(&definition);
+}
