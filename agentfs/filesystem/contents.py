@@ -8,16 +8,20 @@ looks again.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import trio
 
-from agentfs.chunks import Store
+from agentfs.chunks import CorruptBlock, Store
 from agentfs.chunks.digest import ContentHasher
 from agentfs.chunks.recipe import Recipe
 from agentfs.filesystem.staging import write_all
-from agentfs.index import Index
+from agentfs.index import ChunkLost, Index
+
+log = logging.getLogger(__name__)
 
 _RECIPES_KEPT = 256
 _WINDOW_BYTES = 8 << 20
@@ -29,12 +33,19 @@ Piece = tuple[int, int, int, int]
 """(segment, block offset, start in the raw block, length), as `Store.get` takes it."""
 
 
-class ContentDamaged(Exception):
+class BytesLost(OSError):
+    """Some bytes of a content cannot be had; others can."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(errno.EIO, str(reason))
+
+
+class ContentDamaged(OSError):
     """What was put together does not have the digest it is named by."""
 
     def __init__(self, content: int, expected: bytes, found: bytes) -> None:
         super().__init__(
-            f"content {content} should have BLAKE3 {expected.hex()}, has {found.hex()}"
+            errno.EIO, f"content {content} should have BLAKE3 {expected.hex()}, has {found.hex()}"
         )
 
 
@@ -42,7 +53,9 @@ class ContentReader:
     """Reads contents by their ids."""
 
     def __init__(self, index: Index, store: Store) -> None:
+        self._transaction = index.transaction
         self._contents = index.contents
+        self._contents.recipe_changed = self.forget
         self._store = store
         self._recipes: OrderedDict[int, Recipe] = OrderedDict()
 
@@ -58,24 +71,53 @@ class ContentReader:
         return recipe
 
     def forget(self, content: int) -> None:
-        """A content was removed; its id may be given again."""
+        """A content was removed and its id may be given again, or its recipe has changed."""
         self._recipes.pop(content, None)
 
     async def read(self, content: int, offset: int, size: int) -> bytes:
         """Up to *size* bytes from *offset* on; fewer only at the end.
 
-        :raises CorruptBlock: a checksum failed
+        :raises BytesLost: a checksum failed, or a block is not there
         """
         recipe = self.recipe(content)
-        pieces = self._pieces(recipe, offset, size)
-        cached = self._store.get(pieces, cached_only=True)
-        if cached is not None:
-            return cached
         try:
-            return await trio.to_thread.run_sync(self._store.get, pieces)
-        except FileNotFoundError:
             pieces = self._pieces(recipe, offset, size)
-            return await trio.to_thread.run_sync(self._store.get, pieces)
+            cached = self._store.get(pieces, cached_only=True)
+            if cached is not None:
+                return cached
+            try:
+                return await trio.to_thread.run_sync(self._store.get, pieces)
+            except FileNotFoundError:
+                pieces = self._pieces(recipe, offset, size)
+                return await trio.to_thread.run_sync(self._store.get, pieces)
+        except ChunkLost as error:
+            raise BytesLost(error) from error
+        except CorruptBlock as error:
+            self._mark(error.segment, error.offset_bytes)
+            raise BytesLost(error) from error
+        except FileNotFoundError as error:
+            self._mark_missing(pieces)
+            raise BytesLost("a segment is missing") from error
+
+    def _mark(self, segment: int, offset: int | None) -> None:
+        """Note the damage, so that the same bytes are stored anew when a program writes them."""
+        try:
+            with self._transaction:
+                marked = self._contents.mark_damaged(segment, offset)
+        except OSError as error:
+            log.error("cannot note the damage in segment %d: %s", segment, error)
+            return
+        if marked:
+            log.error(
+                "segment %d, offset %s: damaged; agentfs fsck names the files",
+                segment,
+                "any" if offset is None else offset,
+            )
+
+    def _mark_missing(self, pieces: Sequence[Piece]) -> None:
+        there = {number for number, _ in self._store.segments()}
+        for segment in {piece[0] for piece in pieces} - there - {0}:
+            self._mark(segment, None)
 
     def _pieces(self, recipe: Recipe, offset: int, size: int) -> list[Piece]:
         parts = list(recipe.parts(offset, size))

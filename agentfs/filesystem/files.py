@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import trio
 
-from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.contents import BytesLost, ContentReader
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.namespace import Namespace
@@ -187,7 +187,9 @@ class Files:
             return b""
         try:
             return await self._contents.read(content, offset, size)
-        except KeyError:
+        except KeyError as error:
+            if file.staged is None and file.inode.content == content:
+                raise BytesLost(f"content {content} names what is not there") from error
             # It was replaced and collected while it was read: what is there now is as good.
             return await self.read(handle, offset, size)
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import trio
 
-from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.contents import BytesLost, ContentReader
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.staging import StagedFile, Staging
 
@@ -151,7 +151,7 @@ class Images:
         return kept
 
     async def get(self, content: int) -> Image | None:
-        """The image of a content, made if need be; None: it is not to be resident.
+        """The image of a content, made if need be; None: it is not to be resident, or cannot be.
 
         A small content becomes resident when it is opened for the second time: what reads
         everything once, as a backup does, leaves no images behind.
@@ -174,6 +174,8 @@ class Images:
             self._made[digest] = made = trio.Event()
             try:
                 await self._make(content, digest, recipe.size)
+            except BytesLost:
+                return None  # what is left of it is read through the daemon
             finally:
                 del self._made[digest]
                 made.set()

@@ -10,12 +10,13 @@ keeps its id, and readers look places up afresh.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import trio
 
-from agentfs.chunks import Store
+from agentfs.chunks import CorruptBlock, Store
 from agentfs.chunks.recipe import Recipe
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.durability import Durability
@@ -23,6 +24,8 @@ from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.index import Index
 from agentfs.model import Location, NewBlock
+
+log = logging.getLogger(__name__)
 
 _SLICE = 256
 """Rows changed in one transaction, about 2 ms."""
@@ -95,8 +98,7 @@ class Collector:
                     self._store.roll()
             for done, segment in enumerate(victims):
                 progress(done, len(victims))
-                await self._rewrite(segment)
-            result.segments = len(victims)
+                result.segments += await self._rewrite(segment)
             result.stored_bytes = before - sum(size for _, size in self._store.segments())
         return result
 
@@ -130,8 +132,13 @@ class Collector:
         victims = []
         tiny = self._block_bytes * _TINY_SHARE
         sizes = dict(self._store.segments())
+        damaged = (
+            self._contents.damaged_segments()
+        )  # kept: a disk may read again what it cannot now
         for segment, blocks, stored, raw, live in self._contents.segments():
             size = sizes.pop(segment, stored)
+            if segment in damaged:
+                continue
             unknown = size - stored if size - stored > _HEADER_ROOM_BYTES else 0
             garbage = stored * (1 - live / raw) + unknown
             is_garbage = garbage >= self._garbage_share * (stored + unknown) and garbage > 0
@@ -139,7 +146,26 @@ class Collector:
                 victims.append(segment)
         return [*sizes, *victims]
 
-    async def _rewrite(self, segment: int) -> None:
+    async def _rewrite(self, segment: int) -> bool:
+        """Append anew what lives in a segment and remove it; False: it is damaged and stays."""
+        try:
+            moved = await self._copy_live(segment)
+        except CorruptBlock as error:
+            with self._index.transaction:
+                self._contents.mark_damaged(error.segment, error.offset_bytes)
+            log.error("segment %d stays: %s; agentfs fsck names the files", segment, error)
+            return False
+        if moved:
+            await trio.to_thread.run_sync(self._store.sync)
+        with self._index.transaction:
+            for block, ids in moved:
+                self._contents.move_chunks(block, ids)
+            self._contents.drop_segment(segment)
+        await self._durability.sync()  # old rows must not come back after their segment is gone
+        await trio.to_thread.run_sync(self._store.remove, segment)
+        return True
+
+    async def _copy_live(self, segment: int) -> list[tuple[NewBlock, list[int]]]:
         chunks = self._contents.chunks_in(segment)
         moved: list[tuple[NewBlock, list[int]]] = []
         group: list[tuple[int, bytes, Location]] = []
@@ -152,14 +178,7 @@ class Collector:
             size += row[2].length
         if group:
             moved.append(await trio.to_thread.run_sync(self._copy_block, group))
-        if moved:
-            await trio.to_thread.run_sync(self._store.sync)
-        with self._index.transaction:
-            for block, ids in moved:
-                self._contents.move_chunks(block, ids)
-            self._contents.drop_segment(segment)
-        await self._durability.sync()  # old rows must not come back after their segment is gone
-        await trio.to_thread.run_sync(self._store.remove, segment)
+        return moved
 
     def _copy_block(
         self, rows: Sequence[tuple[int, bytes, Location]]

@@ -244,14 +244,19 @@ class Sealer:
             ]
             if snapshots:
                 async with self._gate.shared():
-                    generation = self._contents.generation
-                    ids: dict[bytes, int] = {}
-                    blocks = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
-                    await self._record_blocks(blocks, ids, generation)
-                    await self._record_files(snapshots, ids)
+                    await self._store_and_record(snapshots)
         finally:
             for file in held:
                 file.lock.release()
+
+    async def _store_and_record(self, snapshots: list[_Snapshot]) -> None:
+        while snapshots:
+            marks = self._contents.marks
+            generation = self._contents.generation
+            ids: dict[bytes, int] = {}
+            blocks = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
+            await self._record_blocks(blocks, ids, generation)
+            snapshots = await self._record_files(snapshots, ids, marks)
 
     # In a worker thread
 
@@ -302,7 +307,7 @@ class Sealer:
         for snapshot, data, extents in small:
             snapshot.digest = _digest(data, extents)
         digests = {snapshot.digest for snapshot, _, _ in small}
-        known = trio.from_thread.run_sync(self._contents.find_all, digests)
+        known = trio.from_thread.run_sync(self._contents.find_whole, digests)
         cut_already: dict[bytes, _Snapshot] = {}
         views: list[tuple[bytes, memoryview]] = []
         for snapshot, data, extents in small:
@@ -375,7 +380,7 @@ class Sealer:
                 return False
             hasher.data(data)
         digest = hasher.digest()
-        if not trio.from_thread.run_sync(self._contents.find_all, {digest}):
+        if not trio.from_thread.run_sync(self._contents.find_whole, {digest}):
             return False
         snapshot.digest = digest
         return True
@@ -404,8 +409,13 @@ class Sealer:
             ids.update(zip((digest for digest, _ in block.chunks), chunk_ids, strict=True))
             await trio.lowlevel.checkpoint()
 
-    async def _record_files(self, snapshots: list[_Snapshot], ids: dict[bytes, int]) -> None:
+    async def _record_files(
+        self, snapshots: list[_Snapshot], ids: dict[bytes, int], marks: int
+    ) -> list[_Snapshot]:
+        """Those that were not recorded: a chunk that was known may have turned out damaged."""
         for start in range(0, len(snapshots), _COMMIT_FILES):
+            if marks != self._contents.marks:
+                return snapshots[start:]
             group = snapshots[start : start + _COMMIT_FILES]
             with self._index.transaction:
                 contents = [
@@ -418,6 +428,7 @@ class Sealer:
             for snapshot in group:
                 self._on_sealed(snapshot.file)
             await trio.lowlevel.checkpoint()
+        return []
 
     def _record_file(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> int | None:
         inode = snapshot.file.inode
@@ -440,7 +451,13 @@ class Sealer:
         content = self._contents.find(snapshot.digest)
         if content is not None:
             self._contents.reference(content)
+            if self._contents.is_damaged(content):
+                self._contents.rewrite(content, self._recipe(snapshot, ids))
             return content
+        recipe = self._recipe(snapshot, ids)
+        return self._contents.add(snapshot.digest, snapshot.size, recipe)
+
+    def _recipe(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> bytes:
         parts: list[tuple[int | None, int]] = []
         for digest, length in snapshot.parts:
             if digest is None:
@@ -453,8 +470,7 @@ class Sealer:
                     raise RuntimeError(f"chunk {digest.hex()} was neither known nor stored")
                 ids[digest] = chunk
             parts.append((chunk, length))
-        chunks = (chunk for chunk, _ in parts if chunk is not None)
-        return self._contents.add(snapshot.digest, snapshot.size, encode(parts), chunks)
+        return encode(parts)
 
 
 class _Ticket:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentfs.index.connection import IndexConnection, disk_error
-from agentfs.index.contents import Contents
+from agentfs.index.contents import ChunkLost, Contents
 from agentfs.index.dentries import Dentries
 from agentfs.index.inodes import Inodes
 from agentfs.index.xattrs import Xattrs
 
-__all__ = ["Index", "disk_error"]
+__all__ = ["ChunkLost", "Index", "disk_error"]
 
 
 class Index(IndexConnection):

@@ -83,13 +83,14 @@ def has_checksums(path: Path) -> bool:
 class _Transaction:
     """`with index.transaction:` commits at the end, or rolls back on any exception."""
 
-    __slots__ = ("_connection", "_execute", "on_failure")
+    __slots__ = ("_connection", "_execute", "on_failure", "on_rollback")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._execute = connection.execute
         self.on_failure: Callable[[], None] = lambda: None
         """Called when the disk failed: what is in memory may be ahead of the rows."""
+        self.on_rollback: Callable[[], None] = lambda: None
 
     def __enter__(self) -> None:
         self._execute("BEGIN")
@@ -108,6 +109,7 @@ class _Transaction:
                 error = failure
         if self._connection.in_transaction:  # on a full disk SQLite has rolled back already
             self._execute("ROLLBACK")
+        self.on_rollback()
         failed = disk_error(error)
         if failed is not None:
             self.on_failure()

@@ -2,17 +2,25 @@
 
 Reference counts move in the transaction that makes or drops the reference:
 content.refs with inode rows, chunk.refs with recipes, block.live with chunk rows.
+
+A block that fails its check is marked damaged. Its chunks keep their ids and stay named by recipes,
+but are not found any more by their digests: the next file that has the same bytes stores them anew,
+under the same ids, and all contents that name them are whole again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from agentfs.index.connection import IndexConnection
 from agentfs.model import Location, NewBlock
 
 FIRST_CHUNK_ID = 2
 """0 and 1 mean holes in a recipe."""
+
+NO_BLOCK = 0
+"""As chunk.block: where the chunk was is not known any more."""
 
 _LOOKED_UP = 64
 """Digests in one query: what a query costs beside its look-ups is then little."""
@@ -28,6 +36,18 @@ def _prefixes(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield group + group[:1] * (_LOOKED_UP - len(group))
 
 
+def chunk_ids(recipe: bytes) -> Iterator[int]:
+    """The chunks in a recipe, in order, as often as they stand in it."""
+    return (chunk for chunk in array("I", recipe)[0::2] if chunk >= FIRST_CHUNK_ID)
+
+
+class ChunkLost(Exception):
+    """A recipe names a chunk whose place is not known any more."""
+
+    def __init__(self, chunk: int) -> None:
+        super().__init__(f"chunk {chunk} is lost")
+
+
 class Contents:
     """Read and change contents, chunks and blocks; callers bring the transaction."""
 
@@ -36,6 +56,13 @@ class Contents:
         self._executemany = index.executemany
         (highest,) = index.execute("SELECT coalesce(max(id), 1) FROM chunk").fetchone()
         self._last_chunk: int = max(highest, FIRST_CHUNK_ID - 1)
+        self._damaged: set[int] = set()
+        self.marks = 0
+        """Grows with each block marked damaged: what was found before may be lost."""
+        self.recipe_changed: Callable[[int], None] = lambda content: None
+        """Called with the id of a content that gets another recipe."""
+        self._load_damaged()
+        index.transaction.on_rollback = self._load_damaged
 
     def find(self, digest: bytes) -> int | None:
         """The content with this BLAKE3 digest."""
@@ -45,11 +72,11 @@ class Contents:
         ).fetchone()
         return row[0] if row is not None else None
 
-    def find_all(self, digests: set[bytes]) -> set[bytes]:
-        """Those that are contents."""
-        query = f"SELECT digest FROM content WHERE substr(digest, 1, 8) IN ({_PREFIXES})"
+    def find_whole(self, digests: set[bytes]) -> set[bytes]:
+        """Those that are contents, and not known to be damaged."""
+        query = f"SELECT digest, id FROM content WHERE substr(digest, 1, 8) IN ({_PREFIXES})"
         rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
-        return {digest for (digest,) in rows if digest in digests}
+        return {digest for digest, id_ in rows if digest in digests and not self.is_damaged(id_)}
 
     def get(self, content: int) -> tuple[bytes, int, bytes]:
         """(digest, size in bytes, recipe).
@@ -63,13 +90,14 @@ class Contents:
             raise KeyError(content)
         return row[0], row[1], row[2]
 
-    def add(self, digest: bytes, size: int, recipe: bytes, chunks: Iterable[int]) -> int:
-        """A new content with one reference, its first inode's; counts one for each of *chunks*."""
+    def add(self, digest: bytes, size: int, recipe: bytes) -> int:
+        """A new content with one reference, its first inode's; counts one for each chunk in it."""
         cursor = self._execute(
             "INSERT INTO content VALUES (NULL, ?, ?, ?, 1)", (digest, size, recipe)
         )
         self._executemany(
-            "UPDATE chunk SET refs = refs + 1 WHERE id = ?", ((chunk,) for chunk in chunks)
+            "UPDATE chunk SET refs = refs + 1 WHERE id = ?",
+            ((chunk,) for chunk in chunk_ids(recipe)),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -97,10 +125,13 @@ class Contents:
         return row[0] if row is not None else None
 
     def find_chunks(self, digests: set[bytes]) -> dict[bytes, int]:
-        """The ids of those that are known."""
+        """The ids of those that are known, and not known to be damaged."""
         query = f"SELECT digest, id FROM chunk WHERE substr(digest, 1, 8) IN ({_PREFIXES})"
         rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
-        return {digest: chunk for digest, chunk in rows if digest in digests}
+        damaged = self._damaged
+        return {
+            digest: chunk for digest, chunk in rows if digest in digests and chunk not in damaged
+        }
 
     @property
     def generation(self) -> int:
@@ -111,17 +142,20 @@ class Contents:
         """Where each chunk lies, in the order given.
 
         :raises KeyError: a chunk is unknown
+        :raises ChunkLost: it is known, but not where it was
         """
         execute = self._execute
         locations = []
         for chunk in chunks:
             row = execute(
                 "SELECT segment, offset, start, length FROM chunk"
-                " JOIN block ON block.id = chunk.block WHERE chunk.id = ?",
+                " LEFT JOIN block ON block.id = chunk.block WHERE chunk.id = ?",
                 (chunk,),
             ).fetchone()
             if row is None:
                 raise KeyError(chunk)
+            if row[0] is None:
+                raise ChunkLost(chunk)
             locations.append(Location(*row))
         return locations
 
@@ -129,7 +163,7 @@ class Contents:
         """Record an appended block with its chunks, as yet without references; their ids.
 
         A chunk that another seal has stored meanwhile keeps its first place, and
-        its copy in this block is garbage from the start.
+        its copy in this block is garbage from the start; one that is damaged moves here.
 
         :param are_new: none of its chunks can have been recorded since they were looked up
         """
@@ -139,20 +173,90 @@ class Contents:
             (block.segment, block.offset, block.stored_bytes, raw),
         )
         block_id = cursor.lastrowid
-        ids, rows, start = [], [], 0
+        assert block_id is not None
+        ids, rows, start, healed = [], [], 0, 0
         for digest, length in block.chunks:
-            chunk = None if are_new else self.find_chunk(digest)
+            chunk = None if are_new and not self._damaged else self.find_chunk(digest)
             if chunk is None:
                 self._last_chunk += 1
                 chunk = self._last_chunk
                 rows.append((chunk, digest, block_id, start, length))
+            elif chunk in self._damaged:
+                self._heal(chunk, block_id, start, length)
+                healed += length
             ids.append(chunk)
             start += length
         self._executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, 0)", rows)
-        self._execute(
-            "UPDATE block SET live = ? WHERE id = ?", (sum(row[4] for row in rows), block_id)
-        )
+        live = healed + sum(row[4] for row in rows)
+        self._execute("UPDATE block SET live = ? WHERE id = ?", (live, block_id))
         return ids
+
+    # Damage
+
+    def _load_damaged(self) -> None:
+        self._damaged = {
+            chunk
+            for (chunk,) in self._execute(
+                "SELECT chunk.id FROM damaged JOIN chunk ON chunk.block = damaged.block"
+            )
+        }
+
+    def is_damaged(self, content: int) -> bool:
+        """Whether a content is known to have lost bytes."""
+        if not self._damaged:
+            return False
+        _, _, recipe = self.get(content)
+        return not self._damaged.isdisjoint(chunk_ids(recipe))
+
+    def mark_damaged(self, segment: int, offset: int | None) -> int:
+        """Note that a block, or all of a segment, cannot be read. In a transaction.
+
+        Returns how many blocks are concerned that were not marked already.
+        """
+        marked = self._execute(
+            "INSERT OR IGNORE INTO damaged SELECT id FROM block"
+            " WHERE segment = ?1 AND (?2 IS NULL OR offset = ?2)",
+            (segment, offset),
+        ).rowcount
+        if marked:
+            self.marks += 1
+            self._load_damaged()
+        return marked
+
+    def unmark_damaged(self, segment: int, offset: int) -> None:
+        """Note that a block can be read after all. In a transaction."""
+        self._execute(
+            "DELETE FROM damaged WHERE block IN"
+            " (SELECT id FROM block WHERE segment = ? AND offset = ?)",
+            (segment, offset),
+        )
+        self._load_damaged()
+
+    def damaged_segments(self) -> set[int]:
+        """Segments with damaged blocks that recipes still name."""
+        rows = self._execute(
+            "SELECT segment FROM damaged JOIN block ON block.id = damaged.block WHERE live > 0"
+        )
+        return {segment for (segment,) in rows}
+
+    def _heal(self, chunk: int, block: int, start: int, length: int) -> None:
+        self._execute(
+            "UPDATE block SET live = live - ? WHERE id = (SELECT block FROM chunk WHERE id = ?)",
+            (length, chunk),
+        )
+        self._execute("UPDATE chunk SET block = ?, start = ? WHERE id = ?", (block, start, chunk))
+        self._damaged.discard(chunk)
+
+    def rewrite(self, content: int, recipe: bytes) -> None:
+        """Give a damaged content another recipe for the same bytes."""
+        _, _, old = self.get(content)
+        self._execute("UPDATE content SET recipe = ? WHERE id = ?", (recipe, content))
+        for change, chunks in ((1, chunk_ids(recipe)), (-1, chunk_ids(old))):
+            self._executemany(
+                "UPDATE chunk SET refs = refs + ? WHERE id = ?",
+                ((change, chunk) for chunk in chunks),
+            )
+        self.recipe_changed(content)
 
     # Reclaiming
 
@@ -210,6 +314,10 @@ class Contents:
             start += length
 
     def drop_segment(self, segment: int) -> None:
+        self._execute(
+            "DELETE FROM damaged WHERE block IN (SELECT id FROM block WHERE segment = ?)",
+            (segment,),
+        )
         self._execute("DELETE FROM block WHERE segment = ?", (segment,))
 
     # Totals
@@ -223,6 +331,10 @@ class Contents:
             "SELECT count(*), count(DISTINCT segment), coalesce(sum(stored), 0),"
             " coalesce(sum(raw), 0), coalesce(sum(live), 0) FROM block"
         ).fetchone()
+        (damaged,) = self._execute(
+            "SELECT count(*) FROM damaged LEFT JOIN block ON block.id = damaged.block"
+            " WHERE live IS NULL OR live > 0"
+        ).fetchone()
         files, logical = self._execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM inode"
             " WHERE nlink > 0 AND (mode & 61440) = 32768"  # S_IFMT, S_IFREG
@@ -233,6 +345,7 @@ class Contents:
             "chunks": chunks,
             "unique_bytes": unique,
             "blocks": blocks,
+            "damaged_blocks": damaged,
             "segments": segments,
             "block_stored_bytes": stored,
             "block_raw_bytes": raw,

@@ -59,6 +59,13 @@ def first(db: Database) -> None:
     db.execute("INSERT INTO setting VALUES ('store_id', lower(hex(randomblob(16))))")
 
 
+@migrations()
+def damage(db: Database) -> None:
+    """Blocks whose bytes are known to be lost."""
+    for statement in _DAMAGE:
+        db.execute(statement)
+
+
 _FIRST = (
     """CREATE TABLE setting (
         name TEXT PRIMARY KEY,
@@ -123,3 +130,12 @@ _FIRST = (
     )""",
     "CREATE INDEX block_segment ON block (segment)",
 )
+
+_DAMAGE = (
+    """CREATE TABLE damaged (
+        block INTEGER PRIMARY KEY   -- block.id: its bytes failed a check; 0: of chunks in no block
+    )""",
+)
+
+STATEMENTS = (*_FIRST, *_DAMAGE)
+"""What makes all tables and indexes, in order."""

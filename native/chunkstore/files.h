@@ -29,7 +29,8 @@ bool files_init(struct segment_files *files, int directory, size_t limit);
 /* Every reference must have been given back. */
 void files_free(struct segment_files *files);
 
-/* Opens for reading and checks the segment header, or shares what is open. Takes a reference. */
+/* Opens for reading, or shares what is open. Takes a reference. A segment header that is damaged
+ * does not matter, one of a newer version does. */
 enum status files_open(struct segment_files *files, uint64_t number, struct evidence *evidence,
                        struct segment_file **file);
 

@@ -39,7 +39,7 @@ def contents_of(directory: Path) -> dict[str, tuple[bytes, int]]:
 def columns_with_their_lines() -> list[tuple[str, str, str]]:
     """(table, column, the line that declares it)."""
     found = []
-    for statement in schema._FIRST:
+    for statement in schema.STATEMENTS:
         table = re.match(r"CREATE TABLE (\w+) \(", statement)
         if table is None:
             continue

@@ -59,9 +59,7 @@ def add_files(index: Index, chunks: list[int]) -> None:
                 index.inodes.insert(an_inode(directory, stat.S_IFDIR | 0o755, rng, ROOT_INODE))
                 index.dentries.insert(ROOT_INODE, agents_name(COUNT + number), directory)
             size = rng.randrange(200, 6000)
-            content = index.contents.add(
-                digest(COUNT + number), size, encode([(chunk, size)]), [chunk]
-            )
+            content = index.contents.add(digest(COUNT + number), size, encode([(chunk, size)]))
             inode = an_inode(index.inodes.allocate(), stat.S_IFREG | 0o644, rng)
             index.inodes.insert(inode)
             index.inodes.set_content(inode.id, content, size, None)
