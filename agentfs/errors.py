@@ -109,6 +109,12 @@ class WorkerFails(AgentfsError):
     exit_code = 17
 
 
+class DamageFound(AgentfsError):
+    """A store is damaged; the report says what, and which files it touches."""
+
+    exit_code = 18
+
+
 def error_for(exit_code: int, message: str) -> AgentfsError:
     """Rebuild an error that crossed a process boundary as *exit_code* and text."""
     for kind in AgentfsError.__subclasses__():

@@ -165,6 +165,7 @@ class _Mount:
                     "gc": self._gc,
                     "clone": self._clone,
                     "restart": self._restart,
+                    "fsck": self._fsck,
                     "stop": self._stop,
                 }
                 await nursery.start(functools.partial(server.serve, self._config.store, handlers))
@@ -263,6 +264,10 @@ class _Mount:
     async def _gc(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         with _naming_a_full_disk(self._config.store):
             return await self._volume.collect(functools.partial(progress, "rewriting segments"))
+
+    async def _fsck(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        with _naming_a_full_disk(self._config.store):
+            return await self._volume.check(progress)
 
     async def _clone(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         source, target, replaces = (args.get(key) for key in ("source", "target", "replaces"))

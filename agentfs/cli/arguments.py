@@ -103,6 +103,14 @@ def build_parser() -> argparse.ArgumentParser:
             "target", nargs="?", metavar=_TARGET, help=_TARGET_HELP
         )
 
+    fsck = add("fsck", "fsck", "check all of a store, mounted or not, and repair one that is not")
+    fsck.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
+    fsck.add_argument(
+        "--repair",
+        action="store_true",
+        help="make a store that is not mounted usable again, and say what is lost",
+    )
+
     add("version", "about", "show the version")
     completion = add("completion", "about", "print a script that completes agentfs commands")
     completion.add_argument("shell", choices=("bash", "zsh"), help="the shell to write it for")

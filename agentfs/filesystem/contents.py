@@ -49,11 +49,28 @@ class ContentDamaged(OSError):
         )
 
 
+def pieces_of(index: Index, recipe: Recipe, offset: int, size: int) -> list[Piece]:
+    """Where a range of a content lies now.
+
+    :raises ChunkLost, KeyError: as `Contents.locate`
+    """
+    parts = list(recipe.parts(offset, size))
+    places = iter(index.contents.locate(chunk for chunk, _, _ in parts if chunk is not None))
+    pieces = []
+    for chunk, within, length in parts:
+        if chunk is None:
+            pieces.append((0, 0, 0, length))
+        else:
+            place = next(places)
+            pieces.append((place.segment, place.offset, place.start + within, length))
+    return pieces
+
+
 class ContentReader:
     """Reads contents by their ids."""
 
     def __init__(self, index: Index, store: Store) -> None:
-        self._transaction = index.transaction
+        self._index = index
         self._contents = index.contents
         self._contents.recipe_changed = self.forget
         self._store = store
@@ -81,14 +98,14 @@ class ContentReader:
         """
         recipe = self.recipe(content)
         try:
-            pieces = self._pieces(recipe, offset, size)
+            pieces = pieces_of(self._index, recipe, offset, size)
             cached = self._store.get(pieces, cached_only=True)
             if cached is not None:
                 return cached
             try:
                 return await trio.to_thread.run_sync(self._store.get, pieces)
             except FileNotFoundError:
-                pieces = self._pieces(recipe, offset, size)
+                pieces = pieces_of(self._index, recipe, offset, size)
                 return await trio.to_thread.run_sync(self._store.get, pieces)
         except ChunkLost as error:
             raise BytesLost(error) from error
@@ -102,7 +119,7 @@ class ContentReader:
     def _mark(self, segment: int, offset: int | None) -> None:
         """Note the damage, so that the same bytes are stored anew when a program writes them."""
         try:
-            with self._transaction:
+            with self._index.transaction:
                 marked = self._contents.mark_damaged(segment, offset)
         except OSError as error:
             log.error("cannot note the damage in segment %d: %s", segment, error)
@@ -118,18 +135,6 @@ class ContentReader:
         there = {number for number, _ in self._store.segments()}
         for segment in {piece[0] for piece in pieces} - there - {0}:
             self._mark(segment, None)
-
-    def _pieces(self, recipe: Recipe, offset: int, size: int) -> list[Piece]:
-        parts = list(recipe.parts(offset, size))
-        places = iter(self._contents.locate(chunk for chunk, _, _ in parts if chunk is not None))
-        pieces = []
-        for chunk, within, length in parts:
-            if chunk is None:
-                pieces.append((0, 0, 0, length))
-            else:
-                place = next(places)
-                pieces.append((place.segment, place.offset, place.start + within, length))
-        return pieces
 
     async def copy_to(self, content: int, fd: int, limit: int | None = None) -> None:
         """Write the whole content, or its first *limit* bytes, to an empty file.

@@ -78,7 +78,8 @@ class Collector:
         self._level = level
         self._block_bytes = block_bytes
         self._garbage_share = garbage_share
-        self._one_at_a_time = trio.Lock()
+        self.one_at_a_time = trio.Lock()
+        """Held while no segment may be removed: during a collection, or by who reads them all."""
 
     async def collect(self, progress: Callable[[int, int], None]) -> Reclaimed:
         """Remove all garbage there is.
@@ -87,7 +88,7 @@ class Collector:
         :raises OSError: no room to rewrite a segment; what was done is kept
         """
         result = Reclaimed()
-        async with self._one_at_a_time:
+        async with self.one_at_a_time:
             before = sum(size for _, size in self._store.segments())
             self._table.reap()
             async with self._gate.alone():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from agentfs.filesystem import copies
 from agentfs.index import Index
 
 
@@ -12,8 +13,8 @@ def store_totals(index: Index, path: Path) -> dict[str, Any]:
     """Counts, bytes and ratios of a store.
 
     logical_bytes is what its files say they hold; unique_bytes what is left of
-    that after deduplication; stored_bytes what segments and index take on disk,
-    garbage included. reduction is the first over the last.
+    that after deduplication; stored_bytes what segments, index and its copies take on
+    disk, garbage included. reduction is the first over the last.
     """
     totals = dict(index.contents.totals())
     segment_bytes = sum(file.stat().st_size for file in (path / "segments").glob("*.seg"))
@@ -21,11 +22,13 @@ def store_totals(index: Index, path: Path) -> dict[str, Any]:
     stored = totals.pop("block_stored_bytes")
     live_stored = stored * live / raw if raw else 0
     sealed = totals["logical_bytes"]
-    stored_bytes = segment_bytes + index.bytes_on_disk()
+    copy_bytes = copies.size_bytes(path)
+    stored_bytes = segment_bytes + index.bytes_on_disk() + copy_bytes
     return totals | {
         "stored_bytes": stored_bytes,
         "segment_bytes": segment_bytes,
         "index_bytes": index.bytes_on_disk(),
+        "namespace_copy_bytes": copy_bytes,
         "garbage_bytes": round(stored - live_stored),
         "reduction": _ratio(sealed, stored_bytes),
         "dedup_ratio": _ratio(sealed, totals["unique_bytes"]),

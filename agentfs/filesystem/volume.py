@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import trio
 
 from agentfs.chunks import Store
 from agentfs.config import Profile
+from agentfs.filesystem import copies, fsck
 from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.durability import Durability
@@ -30,13 +35,19 @@ from agentfs.policy.sealing import is_due, packing_order
 
 log = logging.getLogger(__name__)
 
-SEGMENTS = "segments"
-
 _TICK_S = 0.5
 _FLUSH_S = 5.0
 """How long names and seals may wait for a flush that nobody asks for; as long as on ext4."""
 _PRESSURE_SHARE = 0.75
 """Of the staging budget: from here on, closed files are sealed without rest."""
+
+_COPY_AFTER_S = 900.0
+"""How old a copy of the namespace gets while names change."""
+_COPY_SHARE = 0.01
+"""Of the time may be spent on copies: of a large index they are made less often."""
+
+_SNAPSHOT = "snapshot"
+_SNAPSHOT_ATTEMPTS = 10
 
 Progress = Callable[[int, int], None]
 
@@ -64,7 +75,7 @@ class Volume:
         self._profile = profile
         self.path = path
         self.index = Index(path)
-        segments = path / SEGMENTS
+        segments = path / fsck.SEGMENTS
         segments.mkdir(mode=0o700, exist_ok=True)
         self._store = Store(
             segments,
@@ -109,6 +120,9 @@ class Volume:
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
         self._flush_at = 0.0
+        self._copied_changes = -1
+        self._snapshot_lock = trio.Lock()
+        shutil.rmtree(path / _SNAPSHOT, ignore_errors=True)
         try:
             with self.index.starting():
                 self._begin(relay)
@@ -170,6 +184,7 @@ class Volume:
         """Seal what rests and keep the index small. Runs until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sealer.serve_fsync)
+            nursery.start_soon(self._keep_copies)
             while True:
                 with trio.move_on_after(_TICK_S):
                     await self.staging.is_wanted.wait()
@@ -232,10 +247,83 @@ class Volume:
         for file in list(self.table.staged_files()):
             self.files.unstage_if_sealed(file)  # its copy was kept for who had it open for writing
         await self.sync(lambda done, total: None)
+        if self.index.changes != self._copied_changes:
+            await trio.to_thread.run_sync(copies.write, self.path, self.index)
+            self._copied_changes = self.index.changes
+
+    # Copies of the index
+
+    async def _keep_copies(self) -> None:
+        """Copy the namespace now and then. Runs until cancelled."""
+        pause_s = _COPY_AFTER_S
+        while True:
+            await trio.sleep(pause_s)
+            if self.index.changes == self._copied_changes:
+                continue
+            began = time.monotonic()
+            try:
+                await self._copy_namespace()
+            except Exception as error:
+                log.error("cannot copy the namespace: %s; later", error)
+            pause_s = max(_COPY_AFTER_S, (time.monotonic() - began) / _COPY_SHARE)
+
+    async def _copy_namespace(self) -> None:
+        changes = self.index.changes
+        async with self._snapshot() as snapshot:
+            await trio.to_thread.run_sync(self._write_copy, snapshot)
+        self._copied_changes = changes
+
+    def _write_copy(self, snapshot: Path) -> None:
+        index = Index(snapshot, read_only=True)
+        try:
+            copies.write(self.path, index)
+        finally:
+            index.close()
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[Path]:
+        """A directory with the index as it is at one moment, for another thread to read.
+
+        The database file changes only when the log is folded in, so it is copied between two of
+        these. cp(1) copies it: to open and close it in this process would end SQLite's locks.
+        """
+        directory = self.path / _SNAPSHOT
+        async with self._snapshot_lock:
+            directory.mkdir(mode=0o700)
+            try:
+                for _ in range(_SNAPSHOT_ATTEMPTS):
+                    self.index.checkpoint()
+                    checkpoints = self.index.checkpoints
+                    self.staging.room.require(self.index.bytes_on_disk())
+                    command = ["cp", "--reflink=auto", f"{self.index.path}", f"{directory}"]
+                    await trio.to_thread.run_sync(subprocess.check_call, command)
+                    if checkpoints == self.index.checkpoints:
+                        break
+                else:
+                    raise OSError(errno.EBUSY, "the index changes too fast to be copied")
+                yield directory
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    async def check(self, progress: fsck.Progress) -> dict[str, Any]:
+        """Check everything while it is used; blocks that are damaged are marked."""
+        async with self._collector.one_at_a_time, self._snapshot() as snapshot:
+            report = await trio.to_thread.run_sync(
+                lambda: fsck.check(self.path, progress, index_directory=snapshot)
+            )
+            with self.index.transaction:
+                for segment, offset in report.readable_again:
+                    self.index.contents.unmark_damaged(segment, offset)
+                for segment, offset in report.blocks:
+                    self.index.contents.mark_damaged(segment, offset)
+        return report.as_dict()
 
     async def collect(self, progress: Progress) -> dict[str, int]:
         """Remove garbage; what was given back."""
-        return (await self._collector.collect(progress)).as_dict()
+        reclaimed = await self._collector.collect(progress)
+        if reclaimed.segments:
+            await self._copy_namespace()  # the one there is names segments that are gone
+        return reclaimed.as_dict()
 
     async def clone(
         self, source: bytes, target: bytes, *, replaces: bool, progress: Progress

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentfs.index.connection import IndexConnection, disk_error
+from agentfs.index.connection import (
+    INDEX_NAME,
+    IndexConnection,
+    Unreadable,
+    damaged_pages,
+    disk_error,
+)
 from agentfs.index.contents import ChunkLost, Contents
 from agentfs.index.dentries import Dentries
 from agentfs.index.inodes import Inodes
 from agentfs.index.xattrs import Xattrs
 
-__all__ = ["ChunkLost", "Index", "disk_error"]
+__all__ = ["INDEX_NAME", "ChunkLost", "Index", "Unreadable", "damaged_pages", "disk_error"]
 
 
 class Index(IndexConnection):

@@ -80,6 +80,25 @@ def has_checksums(path: Path) -> bool:
     )
 
 
+Unreadable = sqlite3.DatabaseError
+"""What reading a damaged page raises."""
+
+_SCAN_BYTES = 1 << 20
+
+
+def damaged_pages(path: Path) -> list[int]:
+    """Numbers of the pages of a database whose checksum fails; the first page is 1."""
+    found: list[int] = []
+    if not has_checksums(path):
+        return found
+    with open(path, "rb") as file:
+        first = 1
+        while data := file.read(_SCAN_BYTES):
+            found += _pages.damaged(data, first)
+            first += _SCAN_BYTES // _pages.PAGE_BYTES
+    return found
+
+
 class _Transaction:
     """`with index.transaction:` commits at the end, or rolls back on any exception."""
 
@@ -138,6 +157,8 @@ class IndexConnection:
         self.executemany = self.connection.executemany
         self.transaction = _Transaction(self.connection)
         self._wal: int | None = None
+        self.checkpoints = 0
+        """Grows with each: while it stays, the database file does."""
 
     def _open(self) -> sqlite3.Connection:
         if self.path.exists():
@@ -320,10 +341,16 @@ class IndexConnection:
 
         :raises OSError: there is no room, or the disk failed; nothing is lost
         """
+        self.checkpoints += 1
         try:
             self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError as error:
             raise disk_error(error) or error from error
+
+    def inconsistencies(self) -> list[str]:
+        """What SQLite itself finds wrong: entries that an index lacks, pages that are lost."""
+        rows = self.execute("PRAGMA integrity_check(20)").fetchall()
+        return [text for (text,) in rows if text != "ok"]
 
     def bytes_on_disk(self) -> int:
         """Bytes of the database and its WAL."""

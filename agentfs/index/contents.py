@@ -10,6 +10,7 @@ under the same ids, and all contents that name them are whole again.
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -21,6 +22,12 @@ FIRST_CHUNK_ID = 2
 
 NO_BLOCK = 0
 """As chunk.block: where the chunk was is not known any more."""
+
+UNKNOWN_DIGEST = bytes(32)
+"""Of a chunk whose bytes have not been read since its row was restored."""
+
+_LENGTH_MAX = (1 << 32) - 1
+"""Of a part of a recipe."""
 
 _LOOKED_UP = 64
 """Digests in one query: what a query costs beside its look-ups is then little."""
@@ -39,6 +46,18 @@ def _prefixes(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
 def chunk_ids(recipe: bytes) -> Iterator[int]:
     """The chunks in a recipe, in order, as often as they stand in it."""
     return (chunk for chunk in array("I", recipe)[0::2] if chunk >= FIRST_CHUNK_ID)
+
+
+def recipe_parts(recipe: bytes) -> Iterator[tuple[int | None, int]]:
+    """(chunk or None for a hole, length in bytes), as agentfs/chunks/recipe.py describes it.
+
+    :raises struct.error: it ends in the middle of a part
+    """
+    for number, length in struct.iter_unpack("<II", recipe):
+        if number >= FIRST_CHUNK_ID:
+            yield number, length
+        else:
+            yield None, length << 30 if number else length
 
 
 class ChunkLost(Exception):
@@ -239,6 +258,22 @@ class Contents:
         )
         return {segment for (segment,) in rows}
 
+    def damaged_blocks(self) -> set[tuple[int, int]]:
+        """(segment, offset) of the blocks that are marked."""
+        return set(
+            self._execute(
+                "SELECT segment, offset FROM damaged JOIN block ON block.id = damaged.block"
+            )
+        )
+
+    def set_digests(self, chunks: Mapping[int, bytes], contents: Mapping[int, bytes]) -> None:
+        """Of restored rows, once their bytes have been read. In a transaction."""
+        for table, digests in (("chunk", chunks), ("content", contents)):
+            self._executemany(
+                f"UPDATE {table} SET digest = ? WHERE id = ?",
+                ((digest, row) for row, digest in digests.items()),
+            )
+
     def _heal(self, chunk: int, block: int, start: int, length: int) -> None:
         self._execute(
             "UPDATE block SET live = live - ? WHERE id = (SELECT block FROM chunk WHERE id = ?)",
@@ -246,6 +281,34 @@ class Contents:
         )
         self._execute("UPDATE chunk SET block = ?, start = ? WHERE id = ?", (block, start, chunk))
         self._damaged.discard(chunk)
+
+    def add_lost_chunk(self, chunk: int, length: int) -> None:
+        """A chunk that a recipe names and that is not there. In a transaction."""
+        self._last_chunk = max(self._last_chunk, chunk)
+        self._execute(
+            "INSERT INTO chunk VALUES (?, ?, ?, 0, ?, 0)",
+            (chunk, UNKNOWN_DIGEST, NO_BLOCK, length),
+        )
+
+    def condemn(self, content: int) -> None:
+        """Give up all bytes of a content: its recipe names lost chunks. In a transaction."""
+        (size,) = self._execute("SELECT size FROM content WHERE id = ?", (content,)).fetchone()
+        numbers = array("I")
+        for start in range(0, size, _LENGTH_MAX):
+            length = min(_LENGTH_MAX, size - start)
+            self.add_lost_chunk(self._last_chunk + 1, length)
+            numbers.extend((self._last_chunk, length))
+        self._execute("UPDATE content SET recipe = ? WHERE id = ?", (numbers.tobytes(), content))
+        self.recipe_changed(content)
+
+    def note_lost_chunks(self) -> None:
+        """Have it known which chunks are in no block. In a transaction."""
+        self._execute("DELETE FROM damaged WHERE block = ?", (NO_BLOCK,))
+        self._execute(
+            "INSERT INTO damaged SELECT ?1 WHERE EXISTS (SELECT 1 FROM chunk WHERE block = ?1)",
+            (NO_BLOCK,),
+        )
+        self._load_damaged()
 
     def rewrite(self, content: int, recipe: bytes) -> None:
         """Give a damaged content another recipe for the same bytes."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agentfs.chunks.digest import ContentHasher
 from agentfs.chunks.recipe import Recipe, encode
-from fakes.recount import decoded
+from agentfs.index.contents import recipe_parts
 
 GIB = 1 << 30
 
@@ -63,8 +63,8 @@ def without_places_in_holes(
 
 
 @given(parts_of_files)
-def test_what_was_encoded_is_decoded(parts: list[Part]) -> None:
-    assert merged(decoded(encode(parts))) == merged(parts)
+def test_what_was_encoded_is_recipe_parts(parts: list[Part]) -> None:
+    assert merged(recipe_parts(encode(parts))) == merged(parts)
 
 
 @given(parts_of_files, st.data())
