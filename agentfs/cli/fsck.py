@@ -10,7 +10,7 @@ from typing import Any
 from agentfs.cli import output
 from agentfs.cli.mounts import Target, find_target
 from agentfs.control import client, lock
-from agentfs.errors import DamageFound, UsageError
+from agentfs.errors import DamageFound
 
 _SHOWN = 20
 
@@ -43,8 +43,6 @@ def _check(target: Target, on_progress: client.ProgressFn) -> dict[str, Any]:
 def _repair(store: Path, on_progress: client.ProgressFn) -> dict[str, Any]:
     from agentfs.filesystem.repair import repair
 
-    if lock.holder(store) is not None:
-        raise UsageError(f"{store} is mounted; unmount it to repair it: agentfs umount {store}")
     held = lock.hold(store)
     try:
         return repair(store, on_progress).as_dict()

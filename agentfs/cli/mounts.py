@@ -132,7 +132,7 @@ def find_target(given: str | None) -> Target:
 
 def looks_like_store(path: Path) -> bool:
     """Whether *path* is a directory that an agentfs daemon has used as its store."""
-    return os.path.isfile(path / "index.db")
+    return os.path.isfile(path / "index.db") or os.path.isdir(path / "namespace")
 
 
 def _default_target(mounts: list[Mount]) -> Target:

@@ -16,11 +16,9 @@ from typing import Any
 from blake3 import blake3
 
 from agentfs.chunks import CorruptBlock, NewerFormat, Store
-from agentfs.index import Index, dump
+from agentfs.index import COPIES_DIRECTORY, INDEX_NAME, Index, dump
 
 log = logging.getLogger(__name__)
-
-DIRECTORY = "namespace"
 
 KEPT = 2
 """Copies; a second one for when the first is damaged as well."""
@@ -38,7 +36,7 @@ def write(store: Path, index: Index) -> int:
 
     :raises OSError: there is no room; the copies that are there stay
     """
-    directory = store / DIRECTORY
+    directory = store / COPIES_DIRECTORY
     directory.mkdir(mode=0o700, exist_ok=True)
     segments = Store(directory, cache_bytes=_CACHE_BYTES, segment_bytes=_NEVER_FULL)
     try:
@@ -61,7 +59,7 @@ def write(store: Path, index: Index) -> int:
 
 def batches_of_newest(store: Path) -> Iterator[bytes]:
     """The batches of the newest copy that is whole; none: there is no such copy."""
-    directory = store / DIRECTORY
+    directory = store / COPIES_DIRECTORY
     if not directory.is_dir():
         return
     segments = Store(directory, cache_bytes=_CACHE_BYTES, read_only=True)
@@ -75,9 +73,20 @@ def batches_of_newest(store: Path) -> Iterator[bytes]:
         segments.close()
 
 
+def is_current(store: Path) -> bool:
+    """Whether nothing has changed since the newest copy. To be asked before the index is opened."""
+    made = [file.stat().st_mtime_ns for file in (store / COPIES_DIRECTORY).glob("*.seg")]
+    changed = [
+        file.stat().st_mtime_ns
+        for file in (store / INDEX_NAME, store / f"{INDEX_NAME}-wal")
+        if file.exists()
+    ]
+    return bool(made and changed) and max(made) >= max(changed)
+
+
 def damaged(store: Path) -> list[int]:
     """The numbers of the copies that do not hold."""
-    directory = store / DIRECTORY
+    directory = store / COPIES_DIRECTORY
     if not directory.is_dir():
         return []
     segments = Store(directory, cache_bytes=_CACHE_BYTES, read_only=True)
@@ -89,7 +98,7 @@ def damaged(store: Path) -> list[int]:
 
 def size_bytes(store: Path) -> int:
     """What all copies take on the disk."""
-    return sum(file.stat().st_size for file in (store / DIRECTORY).glob("*.seg"))
+    return sum(file.stat().st_size for file in (store / COPIES_DIRECTORY).glob("*.seg"))
 
 
 def _checked(segments: Store, number: int) -> list[tuple[int, int]] | None:

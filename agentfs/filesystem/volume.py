@@ -74,6 +74,7 @@ class Volume:
         """
         self._profile = profile
         self.path = path
+        is_copied = copies.is_current(path)
         self.index = Index(path)
         segments = path / fsck.SEGMENTS
         segments.mkdir(mode=0o700, exist_ok=True)
@@ -120,7 +121,7 @@ class Volume:
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
         self._flush_at = 0.0
-        self._copied_changes = -1
+        self._copied_changes = self.index.changes if is_copied else -1
         self._snapshot_lock = trio.Lock()
         shutil.rmtree(path / _SNAPSHOT, ignore_errors=True)
         try:

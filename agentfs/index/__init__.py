@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agentfs.index.connection import (
+    COPIES_DIRECTORY,
     INDEX_NAME,
     IndexConnection,
     Unreadable,
@@ -16,7 +17,15 @@ from agentfs.index.dentries import Dentries
 from agentfs.index.inodes import Inodes
 from agentfs.index.xattrs import Xattrs
 
-__all__ = ["INDEX_NAME", "ChunkLost", "Index", "Unreadable", "damaged_pages", "disk_error"]
+__all__ = [
+    "COPIES_DIRECTORY",
+    "INDEX_NAME",
+    "ChunkLost",
+    "Index",
+    "Unreadable",
+    "damaged_pages",
+    "disk_error",
+]
 
 
 class Index(IndexConnection):
@@ -25,10 +34,23 @@ class Index(IndexConnection):
     def __init__(self, store: Path, *, read_only: bool = False) -> None:
         super().__init__(store, read_only=read_only)
         with self.starting():
+            self.store_id = self._read_store_id()
+            """32 hexadecimal digits made with the store."""
             self.inodes = Inodes(self)
             self.dentries = Dentries(self)
             self.xattrs = Xattrs(self)
             self.contents = Contents(self)
+
+    def _read_store_id(self) -> str:
+        (value,) = self.execute("SELECT value FROM setting WHERE name = 'store_id'").fetchone()
+        return str(value)
+
+    def renew_store_id(self) -> None:
+        """For a store that was copied: what lies elsewhere under its id is the other's."""
+        self.execute(
+            "UPDATE setting SET value = lower(hex(randomblob(16))) WHERE name = 'store_id'"
+        )
+        self.store_id = self._read_store_id()
 
     def remove_inode(self, inode_id: int) -> None:
         """Remove an inode with all that is its own. In a transaction."""

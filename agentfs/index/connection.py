@@ -28,6 +28,9 @@ from agentfs.index import _pages, schema
 
 INDEX_NAME = "index.db"
 
+COPIES_DIRECTORY = "namespace"
+"""Where a store keeps copies of its index's rows."""
+
 CHECKPOINT_BYTES = 32 << 20
 """WAL size at which it is folded into the database: about 4,000 creates; the fold takes 40 ms."""
 
@@ -161,7 +164,9 @@ class IndexConnection:
         """Grows with each: while it stays, the database file does."""
 
     def _open(self) -> sqlite3.Connection:
-        if self.path.exists():
+        if not self.path.exists() or not self.path.stat().st_size:
+            self._refuse_a_store_without_index()
+        else:
             self._look_first()
             if not has_checksums(self.path):
                 self._add_checksums()
@@ -174,10 +179,18 @@ class IndexConnection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
-            connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {schema.CHECKED}")
+            if connection.execute("PRAGMA user_version").fetchone() != (schema.CHECKED,):
+                connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {schema.CHECKED}")
             schema.migrations.apply(Database(connection, execute_plugins=False))
         return connection
+
+    def _refuse_a_store_without_index(self) -> None:
+        """An empty index would give up all that the store holds, and gc would then remove it."""
+        if any((self.path.parent / COPIES_DIRECTORY).glob("*")):
+            raise StoreDamaged(
+                f"{self.path} is missing or empty; agentfs fsck --repair makes it from the copy"
+            )
 
     def _add_checksums(self) -> None:
         """Write an index without page checksums anew, with them."""
@@ -296,18 +309,6 @@ class IndexConnection:
             )
         if self.read_only and known - applied:
             raise StoreNewer(f"{self.path.parent} needs an upgrade; mount it once")
-
-    @property
-    def store_id(self) -> str:
-        """32 hexadecimal digits made with the store."""
-        (value,) = self.execute("SELECT value FROM setting WHERE name = 'store_id'").fetchone()
-        return str(value)
-
-    def renew_store_id(self) -> None:
-        """For a store that was copied: what lies elsewhere under its id is the other's."""
-        self.execute(
-            "UPDATE setting SET value = lower(hex(randomblob(16))) WHERE name = 'store_id'"
-        )
 
     @property
     def changes(self) -> int:

@@ -75,8 +75,6 @@ def recount(index: Index) -> None:
 
 
 def _mend_root(index: Index) -> Iterator[str]:
-    if index.execute("SELECT 1 FROM setting WHERE name = 'store_id'").fetchone() is None:
-        index.execute("INSERT INTO setting VALUES ('store_id', lower(hex(randomblob(16))))")
     root = index.inodes.get(ROOT_INODE)
     if root is not None and root.is_directory:
         return

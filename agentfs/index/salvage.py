@@ -124,6 +124,9 @@ def _fill(
                 if there is not None:
                     _insert(fresh, table, there)
                     result.from_copy[table] = result.from_copy.get(table, 0) + (there is row)
+        fresh.execute(
+            "INSERT OR IGNORE INTO setting VALUES ('store_id', lower(hex(randomblob(16))))"
+        )
     return result
 
 
