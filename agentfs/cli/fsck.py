@@ -72,6 +72,8 @@ def _text(target: Target, report: dict[str, Any]) -> str:
         for block in report["damaged_blocks"]
     ]
     lines += _listed(blocks, totals["damaged_blocks"], "more damaged blocks")
+    if totals["damaged_chunks"]:
+        lines.append(f"{totals['damaged_chunks']:,} chunks are not where the index says")
     files = [
         f"  {file['path']}: {output.size(file['lost_bytes'])} lost at "
         + ", ".join(str(offset) for offset, _ in file["ranges"])

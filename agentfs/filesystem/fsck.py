@@ -63,6 +63,8 @@ class Report:
     """Why each damaged block is: by (segment, offset)."""
     readable_again: list[tuple[int, int]] = field(default_factory=list)
     """Blocks that are marked damaged and are not."""
+    chunks: set[int] = field(default_factory=set)
+    """Chunks in good blocks that do not have their digest: their rows are wrong."""
     contents: set[int] = field(default_factory=set)
     """Contents made of good blocks that do not have their digest."""
     headers: list[int] = field(default_factory=list)
@@ -79,7 +81,8 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        return not (self.findings or self.blocks or self.contents or self.headers or self.copies)
+        damage = (self.findings, self.blocks, self.chunks, self.contents, self.headers, self.copies)
+        return not any(damage)
 
     def as_dict(self) -> dict[str, Any]:
         """For people and programs; long lists are cut, `totals` says how long they were."""
@@ -102,6 +105,7 @@ class Report:
             "totals": {
                 "findings": len(self.findings),
                 "damaged_blocks": len(self.blocks),
+                "damaged_chunks": len(self.chunks),
                 "damaged_contents": len(self.contents),
                 "files": len(self.files),
             },
@@ -184,12 +188,11 @@ class Checker:
                 self._forget_cached_pages(segment)
                 last = segment
             self._progress("checking blocks", done, len(blocks))
-            reason = self._reason_not_to_trust(block, segment, offset, raw)
-            if reason is not None:
-                self._report.blocks[segment, offset] = reason
+            if self._can_be_read(block, segment, offset, raw):
+                if (segment, offset) in marked:
+                    self._report.readable_again.append((segment, offset))
+            else:
                 self._lost_chunks.update(self._chunks_in(block))
-            elif (segment, offset) in marked:
-                self._report.readable_again.append((segment, offset))
             self._report.blocks_checked += 1
             self._report.bytes_checked += stored
         self._lost_chunks.update(self._chunks_in(0))
@@ -205,15 +208,15 @@ class Checker:
         finally:
             os.close(fd)
 
-    def _reason_not_to_trust(self, block: int, segment: int, offset: int, raw: int) -> str | None:
+    def _can_be_read(self, block: int, segment: int, offset: int, raw: int) -> bool:
         try:
             data = memoryview(self._segments.get([(segment, offset, 0, raw)]))
-        except CorruptBlock as error:
-            return error.reason
-        except NewerFormat as error:
-            return str(error)
+        except (CorruptBlock, NewerFormat) as error:
+            self._report.blocks[segment, offset] = error.reason
+            return False
         except OSError as error:
-            return error.strerror or str(error)
+            self._report.blocks[segment, offset] = error.strerror or str(error)
+            return False
         for chunk, digest, start, length in self._index.execute(
             "SELECT id, digest, start, length FROM chunk WHERE block = ?", (block,)
         ):
@@ -221,8 +224,9 @@ class Checker:
             if digest == UNKNOWN_DIGEST:
                 self._report.chunk_digests[chunk] = found
             elif found != digest:
-                return f"chunk {chunk} does not have its digest"
-        return None
+                self._report.chunks.add(chunk)
+                self._lost_chunks.add(chunk)
+        return True
 
     def _chunks_in(self, block: int) -> Iterator[int]:
         return (

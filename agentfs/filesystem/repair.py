@@ -24,7 +24,6 @@ from agentfs.index.mend import mend
 from agentfs.index.salvage import rebuild
 
 _CACHE_BYTES = 64 << 20
-_SLICE = 1024
 
 _SEGMENT_HEADER = struct.Struct("<8sIIQI")
 """As docs/FORMAT.md has it, without its CRC."""
@@ -118,13 +117,10 @@ def _record(index: Index, result: Repaired) -> None:
     """Mark what the check found, and note the digests that it computed."""
     report = result.report
     contents = index.contents
-    for start in range(0, len(report.readable_again), _SLICE):
-        with index.transaction:
-            for segment, offset in report.readable_again[start : start + _SLICE]:
-                contents.unmark_damaged(segment, offset)
     with index.transaction:
-        for segment, offset in report.blocks:
-            contents.mark_damaged(segment, offset)
+        contents.record_check(
+            damaged=report.blocks, readable=report.readable_again, misplaced=report.chunks
+        )
         contents.set_digests(report.chunk_digests, report.content_digests)
         for content in report.contents:
             contents.condemn(content)

@@ -313,10 +313,9 @@ class Volume:
                 lambda: fsck.check(self.path, progress, index_directory=snapshot)
             )
             with self.index.transaction:
-                for segment, offset in report.readable_again:
-                    self.index.contents.unmark_damaged(segment, offset)
-                for segment, offset in report.blocks:
-                    self.index.contents.mark_damaged(segment, offset)
+                self.index.contents.record_check(
+                    damaged=report.blocks, readable=report.readable_again, misplaced=report.chunks
+                )
         return report.as_dict()
 
     async def collect(self, progress: Progress) -> dict[str, int]:

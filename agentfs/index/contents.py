@@ -242,15 +242,6 @@ class Contents:
             self._load_damaged()
         return marked
 
-    def unmark_damaged(self, segment: int, offset: int) -> None:
-        """Note that a block can be read after all. In a transaction."""
-        self._execute(
-            "DELETE FROM damaged WHERE block IN"
-            " (SELECT id FROM block WHERE segment = ? AND offset = ?)",
-            (segment, offset),
-        )
-        self._load_damaged()
-
     def damaged_segments(self) -> set[int]:
         """Segments with damaged blocks that recipes still name."""
         rows = self._execute(
@@ -290,6 +281,29 @@ class Contents:
             (chunk, UNKNOWN_DIGEST, NO_BLOCK, length),
         )
 
+    def record_check(
+        self,
+        *,
+        damaged: Iterable[tuple[int, int]],
+        readable: Iterable[tuple[int, int]],
+        misplaced: Iterable[int],
+    ) -> None:
+        """Note what a check found. In a transaction.
+
+        :param damaged: (segment, offset) of blocks
+        :param readable: of blocks that were marked damaged and are not
+        :param misplaced: chunks that are not where their rows say
+        """
+        for segment, offset in readable:
+            self._execute(
+                "DELETE FROM damaged WHERE block IN"
+                " (SELECT id FROM block WHERE segment = ? AND offset = ?)",
+                (segment, offset),
+            )
+        for segment, offset in damaged:
+            self.mark_damaged(segment, offset)
+        self._lose_chunks(misplaced)
+
     def condemn(self, content: int) -> None:
         """Give up all bytes of a content: its recipe names lost chunks. In a transaction."""
         (size,) = self._execute("SELECT size FROM content WHERE id = ?", (content,)).fetchone()
@@ -300,6 +314,18 @@ class Contents:
             numbers.extend((self._last_chunk, length))
         self._execute("UPDATE content SET recipe = ? WHERE id = ?", (numbers.tobytes(), content))
         self.recipe_changed(content)
+
+    def _lose_chunks(self, chunks: Iterable[int]) -> None:
+        """Note that chunks are not where their rows say. In a transaction."""
+        for chunk in chunks:
+            self._execute(
+                "UPDATE block SET live = live - length FROM chunk"
+                " WHERE chunk.id = ? AND block.id = chunk.block",
+                (chunk,),
+            )
+            self._execute("UPDATE chunk SET block = ?, start = 0 WHERE id = ?", (NO_BLOCK, chunk))
+        self.marks += 1
+        self.note_lost_chunks()
 
     def note_lost_chunks(self) -> None:
         """Have it known which chunks are in no block. In a transaction."""

@@ -66,9 +66,8 @@ def lost_pages(path: Path, expected: bytes) -> list[int]:
 
 def test_programs_get_EIO_for_what_is_damaged_and_all_else(damaged: Mounted) -> None:  # noqa: N802
     lost = lost_pages(damaged.path / "large", noise(1, 4 * MIB))
-    assert min(lost) > 1.5 * MIB
-    assert max(lost) < 3.1 * MIB
-    assert len(lost) <= MIB // 4096 + 2
+    assert lost
+    assert max(lost) - min(lost) <= MIB + 8192, "one block"
     assert (damaged.path / "other").read_bytes() == noise(2, 100_000)
 
 
@@ -91,6 +90,7 @@ def test_a_file_with_lost_bytes_can_be_replaced_and_removed(damaged: Mounted) ->
     (damaged.path / "twin").unlink()
     damaged.agentfs("sync", damaged.store)
     assert (damaged.path / "large").read_bytes() == b"something else"
+    damaged.agentfs("gc", damaged.store)
     assert fsck(damaged.path)[0] == 0
 
 
