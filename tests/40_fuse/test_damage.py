@@ -13,8 +13,8 @@ import pytest
 
 from agentfs.errors import DamageFound, NotMounted, StoreBusy, StoreDamaged
 from agentfs.model import Location
-from conftest import Mounted, run_agentfs
 from fakes.damage import blocks, damage_block, flip
+from tests.conftest import Mounted, run_agentfs
 
 MIB = 1 << 20
 
