@@ -7,7 +7,7 @@ import logging
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -249,8 +249,7 @@ class Volume:
             self.files.unstage_if_sealed(file)  # its copy was kept for who had it open for writing
         await self.sync(lambda done, total: None)
         if self.index.changes != self._copied_changes:
-            await trio.to_thread.run_sync(copies.write, self.path, self.index)
-            self._copied_changes = self.index.changes
+            await self._copy_namespace_if_possible(self._copy_at_the_end)
 
     # Copies of the index
 
@@ -262,11 +261,19 @@ class Volume:
             if self.index.changes == self._copied_changes:
                 continue
             began = time.monotonic()
-            try:
-                await self._copy_namespace()
-            except Exception as error:
-                log.error("cannot copy the namespace: %s; later", error)
+            await self._copy_namespace_if_possible(self._copy_namespace)
             pause_s = max(_COPY_AFTER_S, (time.monotonic() - began) / _COPY_SHARE)
+
+    async def _copy_namespace_if_possible(self, copy: Callable[[], Awaitable[None]]) -> None:
+        """A disk that is full, or a page that is damaged, is no reason to stop anything else."""
+        try:
+            await copy()
+        except Exception as error:
+            log.error("cannot copy the namespace: %s; the copies there are stay", error)
+
+    async def _copy_at_the_end(self) -> None:
+        await trio.to_thread.run_sync(copies.write, self.path, self.index)
+        self._copied_changes = self.index.changes
 
     async def _copy_namespace(self) -> None:
         changes = self.index.changes
@@ -322,7 +329,8 @@ class Volume:
         """Remove garbage; what was given back."""
         reclaimed = await self._collector.collect(progress)
         if reclaimed.segments:
-            await self._copy_namespace()  # the one there is names segments that are gone
+            # The one there is names segments that are gone.
+            await self._copy_namespace_if_possible(self._copy_namespace)
         return reclaimed.as_dict()
 
     async def clone(
