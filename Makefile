@@ -62,3 +62,8 @@ native-fuzz:
 	  -artifact_prefix=build-fuzz/ build-fuzz/corpus native/fuzz/corpus/segment
 	for side in request reply; do build-fuzz/native/fuzz_relay_$$side -max_total_time=$(FUZZ_RELAY_SECONDS) -max_len=2048 \
 	  -print_final_stats=1 -verbosity=0 -artifact_prefix=build-fuzz/ build-fuzz/relay_$$side native/fuzz/corpus/relay_$$side || exit; done
+
+# Kills and power cuts by the hundred, about an hour.
+.PHONY: soak
+soak:
+	$(PYTHON) -m pytest tests/60_system/test_kills.py --soak

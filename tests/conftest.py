@@ -38,6 +38,10 @@ os.environ["PYTHONPATH"] = str(Path(agentfs.__file__).resolve().parents[1])
 os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="kills and power cuts by the hundred")
+
+
 def run_agentfs(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own; never waits longer than COMMAND_LIMIT_S."""
     settings: dict[str, Any] = {"timeout": COMMAND_LIMIT_S} | options
@@ -109,9 +113,9 @@ class Mounted:
                 abort.write_text("1")
         detach(self.path)
         self._kill_daemon()
-        self._drop_tmpfs()
+        self.lose_tmpfs()
 
-    def _drop_tmpfs(self) -> None:
+    def lose_tmpfs(self) -> None:
         """What a killed daemon staged waits on its tmpfs for a next mount that never comes."""
         for owner in OWN_TMPFS.glob("*/store"):
             if owner.read_bytes() == os.fsencode(self.store):
@@ -119,16 +123,22 @@ class Mounted:
                 owner.parent.rmdir()
 
     def _kill_daemon(self) -> None:
-        pid = lock.holder(self.store) or 0
-        for victim in {pid, self.pid} - {0}:
+        for victim in {self._holder() or 0, self.pid} - {0}:
             # The lock may be stale or the pid reused: look before shooting.
             if is_agentfs(victim):
                 workers = children(victim)  # the keeper first: it would start others
                 for process in (victim, *workers):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
-        wait_until(lambda: lock.holder(self.store) is None)
+        wait_until(lambda: self._holder() is None)
         self.pid = 0
+
+    def _holder(self) -> int | None:
+        """The daemon that has the store, also when its disk cannot be read any more."""
+        try:
+            return lock.holder(self.store)
+        except OSError:
+            return self.pid if is_agentfs(self.pid) else None
 
     def _abort_files(self) -> list[Path]:
         return [

@@ -296,11 +296,14 @@ class Namespace:
         """Let a staged file that replaces a sealed one fall back to the sealed content.
 
         Its row names no content until it is sealed. Should the machine lose power
-        first, the name shows the content it had before the rename, not an empty file.
+        first, the name shows the content it had before the rename, not an empty file. One
+        that is empty has nothing to lose, and may have been fsynced as it is.
         """
         live = self._table.live(moved.id)
-        is_unsealed = live is not None and live.staged is not None and moved.content is None
-        sealed = self._inodes.get(victim.id) if is_unsealed else None  # its staged size is another
+        if live is None or live.staged is None or moved.content is not None:
+            return
+        live.refresh()
+        sealed = self._inodes.get(victim.id) if moved.size else None  # its staged size is another
         if sealed is not None and sealed.content is not None:
             self._index.contents.reference(sealed.content)
             self._inodes.set_content(moved.id, sealed.content, sealed.size, sealed.holes)
