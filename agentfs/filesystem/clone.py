@@ -242,6 +242,8 @@ class Cloner:
     def _twin(self, job: _Job, batch: _Batch, inode: Inode, parent: int | None = None) -> int:
         """Plan the clone of *inode*, which is a row just read and becomes the clone's."""
         source, number = inode.id, self._index.inodes.allocate()
+        if source in self._index.loans:
+            inode.content, inode.size, inode.holes = None, 0, None
         if inode.is_directory:
             inode.nlink = 2
             inode.parent = parent

@@ -225,6 +225,7 @@ class InodeTable:
         for directory in self._directories:
             self._changed(directory)
         self._directories.clear()
+        self._index.loans.reread()
         for live in self._live.values():
             row = self._index.inodes.get(live.inode.id)
             if row is not None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from agentfs.filesystem.livefile import InodeTable
+from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.index import Index
 from agentfs.model import ROOT_INODE, Inode
 
@@ -30,6 +30,8 @@ NAME_BYTES_MAX: Final = 255
 
 _SUPPORTED_XATTRS = (b"user.", b"security.", b"trusted.")
 _CAPABILITY = b"security.capability"
+
+_READABLE = 0o444
 
 Row: TypeAlias = tuple[Any, ...]
 """An entry of a directory: the columns of its inode, then its name."""
@@ -60,6 +62,20 @@ class AttributeChange:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+
+
+class SealFirst(Exception):
+    """A file must be sealed before its name may change as it is to."""
+
+    def __init__(self, file: LiveFile) -> None:
+        super().__init__()
+        self.file = file
+
+
+def _may_show(file: Inode, other: Inode) -> bool:
+    """Whether one name alone leads to a file, and nobody may read it who may not read *other*."""
+    is_wider = stat.S_IMODE(file.mode) & ~stat.S_IMODE(other.mode) & _READABLE
+    return file.nlink == 1 and (file.uid, file.gid) == (other.uid, other.gid) and not is_wider
 
 
 def without_setid(mode: int) -> int:
@@ -185,6 +201,8 @@ class Namespace:
         with self._index.transaction:
             self._dentries.insert(parent, name, inode.id)
             self._inodes.set_links(inode.id, inode.nlink + 1, now)
+            if inode.id in self._index.loans:
+                self._take_back(inode)
             if inode.is_unnamed:
                 self._inodes.set_parent(inode.id, None)
             self._touch(directory, now)
@@ -232,10 +250,14 @@ class Namespace:
         new_name: bytes,
         flags: int,
         request: int = 0,
+        *,
+        seals_first: bool = False,
     ) -> None:
         """Move a name, replacing what the new one means, or exchange two.
 
         :param request: its number, if it may have been done before: an exchange is done once
+        :raises SealFirst: the file is to be sealed, or a power cut could leave it empty; only
+            if *seals_first*
         """
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "unknown rename flag")
@@ -265,9 +287,9 @@ class Namespace:
             if is_directory and old_parent != new_parent:
                 self._inodes.set_parent(moved.id, new_parent)
             self._inodes.set_times(moved.id, moved.mtime_ns, now)
+            self._lend_content(moved, victim, may_fall_back=not seals_first)
             is_removed = False
             if victim is not None:
-                self._inherit_content(moved, victim)
                 is_removed = self._drop_link(victim, now)
             self._touch_both(old_parent, new_parent, now, moved, victim)
         moved.ctime_ns = now
@@ -292,22 +314,50 @@ class Namespace:
         if gained:
             moved.parent = new_parent
 
-    def _inherit_content(self, moved: Inode, victim: Inode) -> None:
+    def _lend_content(
+        self, moved: Inode, victim: Inode | None, *, may_fall_back: bool = True
+    ) -> None:
         """Let a staged file that replaces a sealed one fall back to the sealed content.
 
         Its row names no content until it is sealed. Should the machine lose power
         first, the name shows the content it had before the rename, not an empty file. One
-        that is empty has nothing to lose, and may have been fsynced as it is.
+        that is empty has nothing to lose, and may have been fsynced as it is. In a transaction.
+
+        What was lent to it for the name it had before is taken back.
+
+        :raises SealFirst: those who may read the file, or know it by another name, could not
+            read the other; nothing has changed, unless *may_fall_back*: it goes without then
         """
         live = self._table.live(moved.id)
-        if live is None or live.staged is None or moved.content is not None:
+        is_borrower = moved.id in self._index.loans
+        if live is None or live.staged is None or (moved.content is not None and not is_borrower):
             return
         live.refresh()
-        sealed = self._inodes.get(victim.id) if moved.size else None  # its staged size is another
-        if sealed is not None and sealed.content is not None:
-            self._index.contents.reference(sealed.content)
-            self._inodes.set_content(moved.id, sealed.content, sealed.size, sealed.holes)
-            moved.content = sealed.content
+        lent = self._inodes.get(victim.id) if victim is not None and moved.size else None
+        if lent is None or lent.content is None:
+            lent = None
+        elif not _may_show(moved, lent):
+            if not may_fall_back:
+                raise SealFirst(live)
+            lent = None
+        if is_borrower:
+            self._take_back(moved)
+        if lent is not None and lent.content is not None:
+            self._index.contents.reference(lent.content)
+            self._inodes.set_content(moved.id, lent.content, lent.size, lent.holes)
+            self._index.loans.add(moved.id)
+            moved.content = lent.content
+
+    def _take_back(self, inode: Inode) -> None:
+        """Let a file that was lent a content name none. In a transaction."""
+        self._index.contents.release(inode.content)
+        self._inodes.set_content(inode.id, None, 0, None)
+        self._index.loans.end(inode.id)
+        inode.content = None
+
+    def borrower(self, inode_id: int) -> LiveFile | None:
+        """The file, if it shows after a power cut what it was renamed over."""
+        return self._table.live(inode_id) if inode_id in self._index.loans else None
 
     def _exchange(
         self,
@@ -327,6 +377,8 @@ class Namespace:
             self._dentries.point(one_parent, one_name, other.id)
             self._dentries.point(other_parent, other_name, one.id)
             for inode, parent in ((one, other_parent), (other, one_parent)):
+                if inode.id in self._index.loans:
+                    self._take_back(inode)
                 self._inodes.set_times(inode.id, inode.mtime_ns, now)
                 inode.ctime_ns = now
                 self._table.changed(inode.id)

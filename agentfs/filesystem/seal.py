@@ -434,6 +434,7 @@ class Sealer:
         inode = snapshot.file.inode
         content = self._content(snapshot, ids) if snapshot.size else None
         self._contents.release(inode.content)
+        self._index.loans.end(inode.id)
         self._index.inodes.set_sealed(inode, content, snapshot.size, snapshot.holes or None)
         return content
 

@@ -157,7 +157,7 @@ class Volume:
                 self.table.inherit_nodeid(nodeid, inode, is_newest=newest[inode] == nodeid)
 
     def _take_over(self) -> None:
-        taken = 0
+        taken: set[int] = set()
         for inode_id, staged, status in list(self.staging.survivors()):
             inode = self.index.inodes.get(inode_id)
             if inode is None or not inode.is_regular:
@@ -177,9 +177,11 @@ class Volume:
                 inode.ctime_ns = max(ctime_ns, status.st_mtime_ns)
             inode.size = status.st_size
             inode.holes = holes_in(status)
-            taken += 1
+            taken.add(inode_id)
+        with self.index.transaction:
+            self.index.loans.keep_only(taken)  # what others show is theirs by now
         if taken:
-            log.info("took over %d staged files of an earlier daemon", taken)
+            log.info("took over %d staged files of an earlier daemon", len(taken))
 
     async def run(self) -> None:
         """Seal what rests and keep the index small. Runs until cancelled."""

@@ -7,6 +7,7 @@ asking: closing costs no round trip, and permission is checked by the kernel.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -18,7 +19,13 @@ from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, Set
 
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
-from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller, DirectoryStream
+from agentfs.filesystem.namespace import (
+    NAME_BYTES_MAX,
+    AttributeChange,
+    Caller,
+    DirectoryStream,
+    SealFirst,
+)
 from agentfs.fuse.attributes import MISSING, entry_attributes
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in
@@ -97,8 +104,11 @@ class Operations(pyfuse3.Operations):
         mode = stat.S_IFLNK | 0o777
         return self._new_entry(self._create(Opcode.SYMLINK, parent, name, mode, ctx, target=target))
 
-    @answers
-    def link(self, nodeid: int, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+    @answers_later
+    async def link(
+        self, nodeid: int, parent: int, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        await self._seal_borrower(nodeid)
         try:
             return self._new_entry(self._names.link(nodeid, parent, name))
         except FileExistsError:
@@ -142,8 +152,8 @@ class Operations(pyfuse3.Operations):
         except OSError as error:
             self._resent.forgive(error, errno.ENOENT, parent, Opcode.RMDIR)
 
-    @answers
-    def rename(
+    @answers_later
+    async def rename(
         self,
         old_parent: int,
         old_name: bytes,
@@ -153,11 +163,26 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         request = self._resent.number(old_parent, Opcode.RENAME2) if flags else 0
+        names = old_parent, old_name, new_parent, new_name, flags, request
         try:
-            self._names.rename(old_parent, old_name, new_parent, new_name, flags, request)
+            try:
+                self._names.rename(*names, seals_first=True)
+            except SealFirst as first:
+                await self._seal(first.file)
+                self._names.rename(*names)
         except OSError as error:
             opcode = Opcode.RENAME2 if flags else Opcode.RENAME
             self._resent.forgive(error, errno.ENOENT, old_parent, opcode)
+
+    async def _seal_borrower(self, nodeid: int) -> None:
+        """Before others can see a file: a power cut must not show them what it replaced."""
+        file = self._names.borrower(self._table.inode_id(nodeid))
+        if file is not None:
+            await self._seal(file)
+
+    async def _seal(self, file: LiveFile) -> None:
+        with contextlib.suppress(OSError):  # on a full disk its name may change all the same
+            await self.volume.sealer.seal([file], wait=True)
 
     @answers
     def readlink(self, inode_id: int, ctx: RequestContext) -> bytes:
@@ -182,6 +207,8 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if fields.update_size:
             await self._truncate(self._table.named(nodeid), attr.st_size, ctx)
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            await self._seal_borrower(nodeid)
         inode = self._table.get(nodeid)
         self._names.change_attributes(
             inode,

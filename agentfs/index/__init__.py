@@ -15,6 +15,7 @@ from agentfs.index.connection import (
 from agentfs.index.contents import ChunkLost, Contents
 from agentfs.index.dentries import Dentries
 from agentfs.index.inodes import Inodes
+from agentfs.index.loans import Loans
 from agentfs.index.xattrs import Xattrs
 
 __all__ = [
@@ -40,6 +41,7 @@ class Index(IndexConnection):
             self.dentries = Dentries(self)
             self.xattrs = Xattrs(self)
             self.contents = Contents(self)
+            self.loans = Loans(self)
 
     def _read_store_id(self) -> str:
         (value,) = self.execute("SELECT value FROM setting WHERE name = 'store_id'").fetchone()
@@ -56,6 +58,7 @@ class Index(IndexConnection):
         """Remove an inode with all that is its own. In a transaction."""
         self.contents.release(self.inodes.delete(inode_id))
         self.xattrs.remove_all(inode_id)
+        self.loans.end(inode_id)
 
     def remove_unlinked(self) -> None:
         """Remove the inodes without a name, and all below directories among them.

@@ -66,6 +66,13 @@ def damage(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def loans(db: Database) -> None:
+    """Files that name the content of what they replaced."""
+    for statement in _LOANS:
+        db.execute(statement)
+
+
 _FIRST = (
     """CREATE TABLE setting (
         name TEXT PRIMARY KEY,
@@ -137,5 +144,11 @@ _DAMAGE = (
     )""",
 )
 
-STATEMENTS = (*_FIRST, *_DAMAGE)
+_LOANS = (
+    """CREATE TABLE loan (
+        inode INTEGER PRIMARY KEY   -- staged only: its content is that of what it was renamed over
+    )""",
+)
+
+STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS)
 """What makes all tables and indexes, in order."""

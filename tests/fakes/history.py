@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fakes.recorder import Op, data_of
 
@@ -40,8 +41,6 @@ class _File:
     versions: list[bytes]
     durable: int = 0
     """The oldest version that a power cut may leave."""
-    lenders: list[_File] = field(default_factory=list)
-    """Files it was renamed over while none of its bytes were durable: it may show theirs."""
 
     def describe(self, data: bytes) -> str:
         known = [number for number, version in enumerate(self.versions) if version == data]
@@ -53,12 +52,24 @@ class _File:
 
 
 @dataclass(frozen=True)
+class _Loan:
+    """What a file may show that was renamed over another while none of its bytes were durable."""
+
+    file: _File
+    mode: int
+    """Who could not read the other cannot read it by this."""
+    loan: _Loan | None
+    """The other may show another in turn."""
+
+
+@dataclass(frozen=True)
 class _Name:
     """What a name means at one moment."""
 
     file: _File
     mode: int
     version: int
+    loan: _Loan | None = None
 
 
 _Moment = dict[str, _Name]
@@ -134,9 +145,10 @@ class History:
         if self._last[0] == "fsyncdir":
             self._durable = self._done
         if self._last[0] in self._syncing:
-            file = self._moments[-1][self._last[1]].file
+            moment = self._moments[-1]
+            file = moment[self._last[1]].file
             file.durable = len(file.versions) - 1
-            file.lenders = []
+            self._change(moment, file, loan=None)
             self._durable = self._done
 
     # Operations
@@ -159,27 +171,30 @@ class History:
     def _set(self, moment: _Moment, name: str, data: bytes) -> None:
         file = moment[name].file
         file.versions.append(data)
-        for other, now in moment.items():
+        self._change(moment, file, version=len(file.versions) - 1)
+
+    @staticmethod
+    def _change(moment: _Moment, file: _File, **fields: Any) -> None:
+        for name, now in moment.items():
             if now.file is file:
-                moment[other] = _Name(file, now.mode, len(file.versions) - 1)
+                moment[name] = replace(now, **fields)
 
     def _chmod(self, moment: _Moment, name: str, mode: int) -> None:
-        file = moment[name].file
-        for other, now in moment.items():
-            if now.file is file:
-                moment[other] = _Name(file, mode, now.version)
+        self._change(moment, moment[name].file, mode=mode)
 
     def _rename(self, moment: _Moment, old: str, new: str) -> None:
         file = moment[old].file
-        victim = moment[new].file if new in moment else None
-        if victim is file:
+        victim = moment.get(new)
+        if victim and victim.file is file:
             return
-        moment[new] = moment.pop(old)
+        moment[new] = replace(moment.pop(old), loan=None)
         # None of its bytes may be durable: then the name may go on to show what it showed.
         if victim and file.versions[-1] and not file.versions[file.durable]:
-            file.lenders = [_File(victim.versions, victim.durable, victim.lenders)]
+            lender = _File(victim.file.versions, victim.file.durable)
+            moment[new] = replace(moment[new], loan=_Loan(lender, victim.mode, victim.loan))
 
     def _link(self, moment: _Moment, old: str, new: str) -> None:
+        self._change(moment, moment[old].file, loan=None)
         moment[new] = moment[old]
 
     def _unlink(self, moment: _Moment, name: str) -> None:
@@ -223,11 +238,12 @@ class History:
                 return f"{name} is another file than before"
             if found.mode != now.mode:
                 return f"{name} has mode {found.mode:o}, not {now.mode:o}"
-            if not is_right(now, found.data):  # type: ignore[operator]
+            if not is_right(moment, name, found.data):  # type: ignore[operator]
                 return f"{name} is wrong: {now.file.describe(found.data)}"
         return None if len(set(numbers.values())) == len(numbers) else "two files became one"
 
-    def _is_current(self, now: _Name, data: bytes) -> bool:
+    def _is_current(self, moment: _Moment, name: str, data: bytes) -> bool:
+        now = moment[name]
         versions = now.file.versions
         if data == versions[now.version]:
             return True
@@ -236,19 +252,22 @@ class History:
             return False
         return is_between(versions[-2], versions[-1], data)
 
-    def _is_possible(self, now: _Name, data: bytes) -> bool:
-        return any(is_between(old, new, data) for old, new in _pairs(now.file, set()))
+    @staticmethod
+    def _is_possible(moment: _Moment, name: str, data: bytes) -> bool:
+        now = moment[name]
+        pairs = list(_pairs(now.file))
+        names = sum(other.file is now.file for other in moment.values())
+        loan, mode = now.loan, now.mode
+        while loan and names == 1 and not mode & ~loan.mode & 0o444:
+            pairs += _pairs(loan.file)
+            loan, mode = loan.loan, loan.mode
+        return any(is_between(old, new, data) for old, new in pairs)
 
 
 _CHANGES = ("write", "map", "truncate")
 
 
-def _pairs(file: _File, told: set[_File]) -> Iterator[tuple[bytes, bytes]]:
+def _pairs(file: _File) -> Iterator[tuple[bytes, bytes]]:
     """Versions that may be found, with the next one: a seal during a write finds a part of it."""
-    if file in told:
-        return
-    told.add(file)
     versions = file.versions[file.durable :]
-    yield from zip(versions, versions[1:] or versions, strict=False)
-    for lender in file.lenders:
-        yield from _pairs(lender, told)
+    return zip(versions, versions[1:] or versions, strict=False)

@@ -19,8 +19,9 @@ from typing import Any
 
 Op = tuple[Any, ...]
 """("create", name), ("write", name, offset, tag, length), ("truncate", name, length),
-("map", name, tag), which writes all of a file through a mapping and calls msync, ("chmod", name,
-mode), ("rename", old, new), ("link", old, new), ("unlink", name), ("fsync", name), ("fsyncdir",)."""
+("map", name, tag), which writes all of a file through a mapping and calls msync,
+("chmod", name, mode), ("rename", old, new), ("link", old, new), ("unlink", name),
+("fsync", name), ("fsyncdir",)."""
 
 NAMES = 10
 LENGTH_MAX = 200_000

@@ -1,0 +1,58 @@
+"""A disk whose power can be cut: a filesystem on a loop device that is shut down unflushed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FS_IOC_SHUTDOWN = 0x8004587D
+"""_IOR('X', 125, __u32), of ext4 and XFS."""
+NOLOGFLUSH = 2
+
+SIZE_BYTES = 512 << 20
+
+
+class LoopDisk:
+    """A filesystem that is mounted at a path."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self._image = path.with_name(f"{path.name}.{kind}")
+        with open(self._image, "wb") as image:
+            image.truncate(SIZE_BYTES)
+        self._call(f"mkfs.{kind}", "-q", self._image)
+        path.mkdir()
+        self._call("mount", "-o", "loop", self._image, path)
+        if (path / "lost+found").exists():
+            (path / "lost+found").rmdir()
+
+    @staticmethod
+    def _call(*command: str | Path) -> None:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            pytest.skip(f"no filesystem to cut the power of: {error}")
+        if done.returncode:
+            pytest.skip(f"no filesystem to cut the power of: {done.stderr.strip()}")
+
+    def cut_power(self) -> None:
+        """From now on nothing reaches the disk, and what has not been flushed never will."""
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NOLOGFLUSH))
+        finally:
+            os.close(fd)
+
+    def restart(self) -> None:
+        """Mount again what is on the disk. Nobody may use it."""
+        subprocess.run(["umount", self.path], check=True)
+        subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
+
+    def remove(self) -> None:
+        subprocess.run(["umount", "-l", self.path], check=False)
+        self._image.unlink()
