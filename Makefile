@@ -66,4 +66,5 @@ native-fuzz:
 # Kills and power cuts by the hundred, about an hour.
 .PHONY: soak
 soak:
-	$(PYTHON) -m pytest tests/60_system/test_kills.py --soak
+	$(PYTHON) -m pytest tests/60_system/test_kills.py tests/60_system/test_power_cuts.py \
+	  tests/30_filesystem/test_sequences.py --soak

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from agentfs.filesystem import volume as volume_module
+from agentfs.filesystem.namespace import RENAME_EXCHANGE
 from fakes.disk import Disk, DiskStore, watch
 from fakes.recount import miscounts
 from fakes.volumes import Machine, Shell, profile, running
@@ -355,6 +356,79 @@ async def test_a_file_renamed_over_another_twice_falls_back_as_well(
     await shell.volume.durability.sync()
     shell = cut_power(disk, machine)
     assert await shell.read("/a") == b"old" * 1000
+    assert not miscounts(shell.volume.index)
+
+
+async def test_what_a_file_falls_back_to_does_not_move_on_with_it(
+    disk: Disk, machine: Machine
+) -> None:
+    for move in ("rename", "link", "exchange", "clone"):
+        shell = open_on(disk, machine)
+        await shell.write("/a", b"old" * 1000)
+        await shell.sync()
+        await shell.replace("/a", b"new" * 1000)
+        if move == "rename":
+            shell.rename("/a", "/b")
+        elif move == "link":
+            shell.link("/a", "/b")
+        elif move == "clone":
+            await shell.clone("a", "b")
+        else:
+            shell.mknod("/b", 0o100644)
+            shell.rename("/a", "/b", RENAME_EXCHANGE)
+        await shell.volume.durability.sync()
+        shell = cut_power(disk, machine)
+        assert await shell.read("/b") == b"", move
+        assert not miscounts(shell.volume.index)
+        for name in shell.names():
+            shell.unlink(f"/{name.decode()}")
+        machine.close()
+
+
+async def test_a_file_more_may_read_does_not_fall_back_to_one_that_fewer_may(
+    disk: Disk, machine: Machine
+) -> None:
+    shell = open_on(disk, machine)
+    await shell.write("/a", b"secret" * 1000)
+    shell.change("/a", mode=0o600)
+    await shell.sync()
+    await shell.replace("/a", b"public" * 1000)
+    await shell.volume.durability.sync()
+    shell = cut_power(disk, machine)
+    assert await shell.read("/a") == b""
+    assert not miscounts(shell.volume.index)
+
+
+async def test_a_file_that_fell_back_is_its_own_after_a_kill_as_well(
+    disk: Disk, machine: Machine
+) -> None:
+    shell = open_on(disk, machine)
+    await shell.write("/a", b"old" * 1000)
+    await shell.sync()
+    await shell.replace("/a", b"new" * 1000)
+    machine.kill()
+    shell = open_on(disk, machine)
+    shell.rename("/a", "/b")
+    await shell.volume.durability.sync()
+    shell = cut_power(disk, machine)
+    assert await shell.read("/b") == b""
+    shell.rename("/b", "/a")
+    assert not miscounts(shell.volume.index)
+
+
+async def test_an_empty_file_renamed_over_another_is_empty(disk: Disk, machine: Machine) -> None:
+    shell = open_on(disk, machine)
+    async with running(shell.volume):
+        await shell.write("/a", b"old" * 1000)
+        await shell.fsync("/a")
+        handle = shell.open("/b", os.O_RDWR | os.O_CREAT)
+        await shell.pwrite(handle, b"to be cut", 0)
+        await shell.truncate("/b", 0)
+        await shell.volume.sealer.fsync(handle.file)
+        shell.rename("/b", "/a")
+        await shell.volume.durability.sync()
+    shell = cut_power(disk, machine)
+    assert await shell.read("/a") == b""
     assert not miscounts(shell.volume.index)
 
 
