@@ -121,7 +121,9 @@ def check_fuse(allow_other: bool) -> None:
 
 
 def check_space(store: Path) -> None:
-    """The disk below the store has room for a beginning."""
+    """The disk has room for a new store; one that is full can be mounted, or nothing could go."""
+    if looks_like_store(store):
+        return
     usage = os.statvfs(_nearest_existing(store))
     free_bytes = usage.f_bavail * usage.f_frsize
     if free_bytes < MIN_FREE_BYTES:

@@ -236,12 +236,31 @@ class Files:
 
         :raises OSError: ENOSPC
         """
+        if growth > 0:
+            staged = await self._make_sure_of_disk(file, staged, growth)
         if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
             await self._move_to_disk(file, staged)
             staged = await self._own(file)
         if staged.on_disk:
             self._staging.room.require(growth)
         return staged
+
+    async def _make_sure_of_disk(
+        self, file: LiveFile, staged: StagedFile, growth: int
+    ) -> StagedFile:
+        """Wait for room to seal what is staged, after growth; a copy on disk takes more until then.
+
+        :raises OSError: ENOSPC
+        """
+        wanted = growth
+        if staged.on_disk:
+            wanted += growth
+        elif not self._staging.fits(growth):
+            wanted += growth + self._staging.taken_bytes(staged)
+        if not self._staging.lacks_disk(wanted):
+            return staged
+        await self._staging.wait_for_disk(wanted)
+        return await self._own(file)
 
     async def _write_staged(
         self, file: LiveFile, staged: StagedFile, data: bytes, offset: int

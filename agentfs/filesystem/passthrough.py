@@ -158,7 +158,8 @@ class PassthroughFiles(Files):
         if file.image is not None and not writes:
             self._attach_image(file, file.image)
             return
-        if file.image is not None and not truncates and self._is_alone(file.image):
+        is_ours = writes and not self._staging.is_safe_unasked
+        if file.image is not None and not (truncates or is_ours) and self._is_alone(file.image):
             self._make_writable(file, file.image)
             return
         if file.image is not None and self.images.leave(file) is False:
@@ -166,6 +167,9 @@ class PassthroughFiles(Files):
             return
         if file.staged is not None and not writes:
             self._attach_staged(file, file.staged, writes=False)
+            return
+        if is_ours:
+            self._let_go(file)  # we serve it, and refuse what finds no room
             return
         if writes or file.inode.content is None:
             staged = await self._stage(file, limit=0 if truncates else None)
@@ -185,6 +189,8 @@ class PassthroughFiles(Files):
 
     def prepare_new(self, file: LiveFile) -> None:
         """Attach an inode just made."""
+        if not self._staging.is_safe_unasked:
+            return
         file.staged = staged = self._staging.create(file.inode.id)
         os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))
         self._attach_staged(file, staged, writes=True)

@@ -26,15 +26,31 @@ class Room:
 
     def require(self, size_bytes: int) -> None:
         """:raises OSError: ENOSPC, when *size_bytes* of data would leave too little"""
-        if self._spare_bytes() < size_bytes:
-            raise OSError(errno.ENOSPC, "no space left below the store")
+        if self.spare_bytes() < size_bytes:
+            raise _no_space()
+
+    def require_for_seal(self, size_bytes: int) -> None:
+        """The same for bytes that were accepted already: they may have half of the reserve.
+
+        What was accepted was weighed without rows, headers and what does not compress.
+        """
+        if self.spare_bytes() + self._reserve_bytes(os.statvfs(self._store)) // 2 < size_bytes:
+            raise _no_space()
 
     @property
     def is_short(self) -> bool:
         """Nothing is left but the reserve."""
-        return self._spare_bytes() <= 0
+        return self.spare_bytes() <= 0
 
-    def _spare_bytes(self) -> int:
+    def spare_bytes(self) -> int:
+        """What data may take; less than nothing when the reserve is in use."""
         disk = os.statvfs(self._store)
-        reserve = min(RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
-        return disk.f_bavail * disk.f_frsize - reserve
+        return disk.f_bavail * disk.f_frsize - self._reserve_bytes(disk)
+
+    @staticmethod
+    def _reserve_bytes(disk: os.statvfs_result) -> int:
+        return min(RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, "no space left below the store")

@@ -17,6 +17,7 @@ short enough not to be noticed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -108,7 +109,7 @@ class _Packer:
             return
         while len(self._running) >= 2 * _WORKERS:
             self._finish_one()
-        self._room.require(self._bytes)
+        self._room.require_for_seal(self._bytes)
         future = self._pool.submit(self._store.put, self._views, self._level)
         self._running.append((future, self._digests))
         self._digests, self._views, self._bytes = [], [], 0
@@ -118,6 +119,13 @@ class _Packer:
         self.flush()
         while self._running:
             self._finish_one()
+        return self.blocks
+
+    def salvage(self) -> list[NewBlock]:
+        """The blocks that were stored before a failure, none of which need be stored again."""
+        while self._running:
+            with contextlib.suppress(OSError):
+                self._finish_one()
         return self.blocks
 
     def _finish_one(self) -> None:
@@ -254,15 +262,34 @@ class Sealer:
             marks = self._contents.marks
             generation = self._contents.generation
             ids: dict[bytes, int] = {}
-            blocks = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
+            blocks, error = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
             await self._record_blocks(blocks, ids, generation)
+            if error is not None:
+                raise error
             snapshots = await self._record_files(snapshots, ids, marks)
 
     # In a worker thread
 
-    def _store_snapshots(self, snapshots: list[_Snapshot], ids: dict[bytes, int]) -> list[NewBlock]:
-        """Append what is new of the files; notes the *ids* of what is not."""
+    def _store_snapshots(
+        self, snapshots: list[_Snapshot], ids: dict[bytes, int]
+    ) -> tuple[list[NewBlock], OSError | None]:
+        """Append what is new of the files; notes the *ids* of what is not.
+
+        On a disk that is full, what was appended before, and the error.
+        """
+        error = None
         packer = _Packer(self._store, self._room, self._pool, self._level, self._block_bytes, ids)
+        try:
+            blocks = self._pack(snapshots, packer)
+        except OSError as failure:
+            if failure.errno != errno.ENOSPC:
+                raise
+            blocks, error = packer.salvage(), failure
+        if blocks:
+            self._store.sync()
+        return blocks, error
+
+    def _pack(self, snapshots: list[_Snapshot], packer: _Packer) -> list[NewBlock]:
         small: list[tuple[_Snapshot, memoryview, list[tuple[int, int]]]] = []
         for snapshot in snapshots:
             try:
@@ -275,10 +302,7 @@ class Sealer:
             finally:
                 os.close(fd)
         self._store_small(small, packer)
-        blocks = packer.finish()
-        if blocks:
-            self._store.sync()
-        return blocks
+        return packer.finish()
 
     def _take(
         self,
@@ -407,6 +431,8 @@ class Sealer:
             if is_alone:
                 generation = self._contents.generation
             ids.update(zip((digest for digest, _ in block.chunks), chunk_ids, strict=True))
+            if self._room.is_short:
+                self._index.checkpoint()  # the log would take what the next rows need
             await trio.lowlevel.checkpoint()
 
     async def _record_files(

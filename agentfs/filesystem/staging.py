@@ -56,6 +56,8 @@ _COPY_BYTES = 1 << 20
 _PIECE_BYTES = 8 << 20
 """Copied before a failure counts."""
 _ROOM_TRIES = 4
+_ROWS_SHARE = 0.05
+"""Of bytes that are sealed: what the index takes for chunks of 4 KiB, headers included."""
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _FROZEN_MODE = 0o400
 
@@ -145,7 +147,7 @@ class StagedFile:
         self.on_disk = on_disk
         self.fd = fd  # owned; closed by close()
         self.counted_bytes = 0
-        """Its part of the staging's used_bytes; 0 on disk."""
+        """Its part of the staging's used_bytes, or disk_bytes."""
         self.is_moving = False
         """Being copied to disk: what is written now would be left behind."""
         self.is_frozen = False
@@ -203,6 +205,8 @@ class Staging:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         """On tmpfs: staged files, by the sizes they were counted with, and resident images."""
+        self.disk_bytes = 0
+        """Of staged files on disk."""
         self.image_bytes = 0
         """Of that, the images."""
         self.is_wanted = trio.Event()
@@ -303,9 +307,12 @@ class Staging:
 
     def count(self, staged: StagedFile, size_bytes: int) -> None:
         """Note how long a staged file is now."""
-        if not staged.on_disk:
-            self.used_bytes += size_bytes - staged.counted_bytes
-            staged.counted_bytes = size_bytes
+        growth = size_bytes - staged.counted_bytes
+        staged.counted_bytes = size_bytes
+        if staged.on_disk:
+            self.disk_bytes += growth
+        else:
+            self.used_bytes += growth
 
     def size_of(self, staged: StagedFile) -> int:
         return os.stat(staged.path if staged.fd is None else staged.fd).st_size
@@ -331,6 +338,33 @@ class Staging:
                 return
             self.is_wanted.set()
             await self.was_made.wait()
+
+    def free_bytes(self) -> int:
+        """Room on the disk that neither the reserve nor sealing what is staged will want."""
+        staged_bytes = self.used_bytes - self.image_bytes + self.disk_bytes
+        rows_bytes = int(staged_bytes * _ROWS_SHARE)
+        return max(self.room.spare_bytes() - staged_bytes - rows_bytes, 0)
+
+    def lacks_disk(self, growth_bytes: int) -> bool:
+        """Whether so much more, sealed after all that is staged, might find the disk full."""
+        return self.free_bytes() <= growth_bytes
+
+    async def wait_for_disk(self, growth_bytes: int) -> None:
+        """Return when sealing has made sure of room on disk for so much more.
+
+        :raises OSError: ENOSPC, when it has not
+        """
+        for _ in range(_ROOM_TRIES):
+            self.is_wanted.set()
+            await self.was_made.wait()
+            if not self.lacks_disk(growth_bytes):
+                return
+        raise OSError(errno.ENOSPC, "no space left below the store")
+
+    @property
+    def is_safe_unasked(self) -> bool:
+        """Whether the disk can take all that the kernel may write to tmpfs without asking."""
+        return self.room.spare_bytes() > self.budget_bytes
 
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""
@@ -363,6 +397,7 @@ class Staging:
         os.unlink(staged.path)
         self.let_go(staged)
         staged.fd, staged.path, staged.on_disk, staged.is_frozen = fd, target, True, False
+        self.count(staged, status.st_size)
 
     def _disk_path(self, staged: StagedFile) -> str:
         return f"{self._disk}/{os.path.basename(staged.path)}"

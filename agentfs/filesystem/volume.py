@@ -210,7 +210,9 @@ class Volume:
             log.error("cannot tidy the index: %s", error)
         now = time.monotonic()
         staged_bytes = self.staging.used_bytes - self.staging.image_bytes
-        under_pressure = staged_bytes > _PRESSURE_SHARE * self.staging.budget_bytes
+        under_pressure = (
+            staged_bytes > _PRESSURE_SHARE * self.staging.budget_bytes or self.staging.lacks_disk(0)
+        )
         rest_s = 0.0 if under_pressure else self._profile.seal.rest_s
         due = [
             file

@@ -436,8 +436,7 @@ class Operations(pyfuse3.Operations):
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = below.f_frsize
         answer.f_blocks = below.f_blocks
-        answer.f_bfree = below.f_bfree
-        answer.f_bavail = below.f_bavail
+        answer.f_bfree = answer.f_bavail = self.volume.staging.free_bytes() // below.f_frsize
         answer.f_files = below.f_files
         answer.f_ffree = below.f_ffree
         answer.f_favail = below.f_favail

@@ -302,3 +302,60 @@ def test_a_full_disk_is_reported_corrupts_nothing_and_works_again_after_freeing(
     mounted.agentfs("gc", mounted.path)
     mounted.remount()
     assert {path.name: path.read_bytes() for path in mounted.path.iterdir()} == kept
+
+
+def write_until_full(folder: Path, seed: int) -> tuple[OSError | None, dict[str, bytes]]:
+    """Write files, none fsynced, until one is refused: what was accepted of each, and the error."""
+    rng = random.Random(seed)
+    accepted = {}
+    for number in range(400):
+        data = rng.randbytes(500_000)
+        done = 0
+        try:
+            with (folder / f"{seed}-{number}").open("wb", buffering=0) as file:
+                while done < len(data):
+                    done += file.write(data[done : done + 100_000])
+        except OSError as error:
+            accepted[f"{seed}-{number}"] = data[:done]
+            return error, accepted
+        accepted[f"{seed}-{number}"] = data
+    return None, accepted
+
+
+def accepted_is_there(folder: Path, accepted: dict[str, bytes]) -> bool:
+    return all((folder / name).read_bytes() == data for name, data in accepted.items() if data)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("hot_bytes", [1 << 20, 1 << 30], ids=["small tmpfs", "large tmpfs"])
+def test_a_full_disk_refuses_at_once_what_it_could_not_keep_and_keeps_the_rest(
+    small_disk: Path, tmp_path: Path, mount_store: Any, hot_bytes: int
+) -> None:
+    """Nobody asks for fsync: what is only staged counts as well."""
+    profile = tmp_path / "profile.toml"
+    profile.write_text(f"[hot]\nbytes = {hot_bytes}\n[store]\nsegment_bytes = '1MiB'\n")
+    mounted = mount_store("--profile", profile)
+    error, accepted = write_until_full(mounted.path, 1)
+    assert error is not None, "200 MB do not fit"
+    assert errno.errorcode[error.errno or 0] == "ENOSPC", mounted.log()
+    size = sum(map(len, accepted.values()))
+    assert 30 * MIB < size < 64 * MIB
+    room = os.statvfs(mounted.path)
+    assert room.f_bavail * room.f_frsize < 2 * MIB
+    started = time.monotonic()
+    refused, _ = write_until_full(mounted.path, 2)
+    assert refused is not None
+    assert time.monotonic() - started < 5
+    assert accepted_is_there(mounted.path, accepted)
+    mounted.agentfs("sync", mounted.path)
+    assert accepted_is_there(mounted.path, accepted)
+    for path in list(mounted.path.iterdir()):
+        if int(path.name.split("-")[1]) % 4 or path.name not in accepted:
+            path.unlink()
+            accepted.pop(path.name, None)
+    mounted.agentfs("gc", mounted.path)
+    _, more = write_until_full(mounted.path, 3)
+    assert sum(map(len, more.values())) > 10 * MIB, mounted.log()
+    mounted.kill()
+    mounted.mount()
+    assert accepted_is_there(mounted.path, accepted | more)
