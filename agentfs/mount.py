@@ -42,6 +42,9 @@ from agentfs.notify import notify, watchdog_period_s
 
 log = logging.getLogger(__name__)
 
+_WRITERS_S = 5.0
+"""How long `agentfs umount` waits for programs that have files open for writing."""
+
 _MAX_TASKS = 128
 """Requests answered at once; more wait in the kernel."""
 
@@ -149,15 +152,27 @@ class _Mount:
         self._keeper = keeper
         self._refusals_in, self._refusals = trio.open_memory_channel[str](1)
         self._started = time.monotonic()
+        self._is_to_end = trio.Event()
+        self._writing_back = trio.CancelScope()
         volume.cloner.announce = functools.partial(announce.announce, config.mountpoint)
         volume.cloner.write_back = announce.write_back
 
     async def serve(self, ready: Ready) -> int:
+        async with trio.open_nursery() as until_the_end:
+            until_the_end.start_soon(self._stop_on_signals)
+            await self._answer_requests(ready, until_the_end)
+            await self._write_back()
+            until_the_end.cancel_scope.cancel()
+        log.info("%s is unmounted", self._config.mountpoint)
+        return 0
+
+    async def _answer_requests(self, ready: Ready, until_the_end: trio.Nursery) -> None:
+        """Mount, and serve until the mount is gone."""
         mode = self._session.mode
         self._session.start(Operations(self._volume, self._session.relay))
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stop_on_signals)
+                nursery.start_soon(self._terminate)
                 nursery.start_soon(self._volume.run)
                 handlers = {
                     "stats": self._stats,
@@ -173,7 +188,7 @@ class _Mount:
                 nursery.start_soon(self._session.watch, self._volume.files)
                 nursery.start_soon(self._say_alive)
                 if self._keeper is not None:
-                    nursery.start_soon(self._obey, self._keeper)
+                    until_the_end.start_soon(self._obey, self._keeper)
                 ready({"mode": mode, "mode_reason": self._session.reason})
                 log.info(
                     "%s is mounted (%s mode: %s)",
@@ -185,20 +200,33 @@ class _Mount:
                 nursery.cancel_scope.cancel()
         finally:
             self._session.close()
-        await self._write_back()
-        log.info("%s is unmounted", self._config.mountpoint)
-        return 0
 
     async def _write_back(self) -> None:
         try:
-            await self._volume.seal_for_close()
+            with self._writing_back:
+                await self._volume.seal_for_close()
         except OSError as error:
             log.error("not all could be sealed: %s; it stays staged for the next mount", error)
+        if self._writing_back.cancelled_caught:
+            log.warning("told twice to end: what is not sealed stays staged for the next mount")
 
     async def _stop_on_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
-                await loop.terminate()
+                if self._keeper is None:
+                    self._end()
+                else:
+                    self._is_to_end.set()  # the keeper, which had the same signal, says the rest
+
+    def _end(self) -> None:
+        """End the mount and write back; asked again, end without that."""
+        if self._is_to_end.is_set():
+            self._writing_back.cancel()
+        self._is_to_end.set()
+
+    async def _terminate(self) -> None:
+        await self._is_to_end.wait()
+        await loop.terminate()
 
     # The keeper
 
@@ -208,7 +236,7 @@ class _Mount:
             while packet := await line.recv(4096):
                 message = json.loads(packet)
                 if "stop" in message:
-                    await loop.terminate()
+                    self._end()
                 elif "retire" in message:
                     await self._hand_over(keeper)
                 elif "refused" in message:
@@ -312,8 +340,15 @@ class _Mount:
 
     async def _stop(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         await self._sync(args, progress)
-        await trio.to_thread.run_sync(_unmount, self._config.mountpoint)
-        return {}
+        deadline = trio.current_time() + _WRITERS_S
+        while True:
+            try:
+                await trio.to_thread.run_sync(_unmount, self._config.mountpoint)
+                return {}
+            except FilesOpen:
+                if not self._volume.files.has_writers or trio.current_time() > deadline:
+                    raise
+            await trio.sleep(0.1)
 
 
 def _unmount(mountpoint: Path) -> None:

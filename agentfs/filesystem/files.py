@@ -118,6 +118,11 @@ class Files:
         self._staging = staging
         self._contents = contents
 
+    @property
+    def has_writers(self) -> bool:
+        """Whether a program has a file open for writing."""
+        return any(file.writers for file in self._table.files())
+
     async def prepare(self, inode: Inode, flags: int) -> None:
         """Make an inode ready to be opened; nothing to do when we serve reads and writes."""
 

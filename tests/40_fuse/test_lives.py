@@ -8,15 +8,19 @@ import hashlib
 import json
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import is_agentfs, run_agentfs, wait_until
 
 MIB = 1 << 20
 
@@ -359,3 +363,61 @@ def test_a_full_disk_refuses_at_once_what_it_could_not_keep_and_keeps_the_rest(
     mounted.kill()
     mounted.mount()
     assert accepted_is_there(mounted.path, accepted | more)
+
+
+# The end
+
+
+@pytest.fixture
+def slow_sealing(tmp_path: Path) -> Path:
+    """A profile by which sealing takes seconds."""
+    path = tmp_path / "slow.toml"
+    path.write_text("[store]\nlevel = 19\n")
+    return path
+
+
+def write_much(folder: Path) -> dict[str, bytes]:
+    words = [b"%d " % number for number in range(1000)]
+    rng = random.Random(5)
+    written = {}
+    for number in range(20):
+        data = b"".join(rng.choices(words, k=400_000))
+        (folder / f"{number}").write_bytes(data)
+        written[f"{number}"] = data
+    return written
+
+
+def test_sigterm_seals_everything_and_unmounts(mounted: Any) -> None:
+    written = write_much(mounted.path)
+    os.kill(mounted.pid, signal.SIGTERM)
+    wait_until(lambda: not is_agentfs(mounted.pid), 60)
+    assert not os.path.ismount(mounted.path)
+    assert "stays staged" not in mounted.log()
+    mounted.mount()
+    assert mounted.stats()["staged_files"] == 0
+    assert accepted_is_there(mounted.path, written)
+
+
+def test_a_second_sigterm_hurries_and_loses_nothing(mount_store: Any, slow_sealing: Path) -> None:
+    mounted = mount_store("--profile", slow_sealing)
+    written = write_much(mounted.path)
+    os.kill(mounted.pid, signal.SIGTERM)
+    wait_until(lambda: not os.path.ismount(mounted.path))
+    os.kill(mounted.pid, signal.SIGTERM)
+    wait_until(lambda: not is_agentfs(mounted.pid), 30)
+    assert "told twice to end" in mounted.log()
+    mounted.mount()
+    assert mounted.stats()["staged_files"] > 0
+    assert accepted_is_there(mounted.path, written)
+
+
+def test_umount_waits_for_who_is_writing_but_not_for_ever(mounted: Any) -> None:
+    file = (mounted.path / "a").open("wb")
+    started = time.monotonic()
+    refused = run_agentfs("umount", mounted.path)
+    assert "is in use by" in refused.stderr
+    assert 3 < time.monotonic() - started < 20
+    timer = threading.Timer(1.5, file.close)
+    timer.start()
+    mounted.umount()
+    timer.join()
