@@ -165,3 +165,11 @@ def test_setup_names_to_a_user_what_is_missing(tmp_path: Path) -> None:
     _, line = done.stderr.splitlines()
     assert line.startswith("  apt-get install ")
     assert {"fuse3", "gcc", "libzstd-dev", "python3-venv"} <= set(line.split())
+
+
+def test_every_test_that_the_documents_name_is_there() -> None:
+    written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    there = set(re.findall(r"def (test_\w+)", written))
+    for document in (ROOT / "docs").glob("*.md"):
+        named = set(re.findall(r"`(test_\w+)`", document.read_text()))
+        assert named <= there, document.name

@@ -81,3 +81,45 @@ def test_a_power_cut_at_any_moment_loses_nothing_fsynced_and_tears_nothing(
         restart(mounted, disk)
         load.check(lambda history: history.after_cut, f"cut {cut}")
     assert_consistent(mounted)
+
+
+def replace(path: Path, data: bytes, mode: int = 0o644, *, another: Path | None = None) -> None:
+    """Write beside a file and rename over it; nothing is fsynced."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_bytes(data)
+    new.chmod(mode)
+    if another is not None:
+        os.link(new, another)
+    new.rename(path)
+
+
+def test_a_file_renamed_over_another_is_the_old_or_the_new_one_whole(
+    make_disk: MakeDisk, mount_store: Any
+) -> None:
+    """The names reach the disk, as fsync of the directory says; the bytes only if they must."""
+    disk = make_disk("ext4")
+    mounted = mount_store()
+    root = mounted.path
+    old, new = b"old" * 3000, b"new" * 5000
+    names = ("plain", "more may read", "two names", "linked later", "chmod later", "moved on")
+    for name in names:
+        (root / name).write_bytes(old)
+        (root / name).chmod(0o600 if name == "more may read" else 0o644)
+    mounted.agentfs("sync", root)
+    for name in names:
+        replace(root / name, new, another=root / "second" if name == "two names" else None)
+    os.link(root / "linked later", root / "third")
+    (root / "chmod later").chmod(0o666)
+    (root / "moved on").rename(root / "elsewhere")
+    fd = os.open(root, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    disk.cut_power()
+    restart(mounted, disk)
+    found = {path.name: path.read_bytes() for path in root.iterdir()}
+    assert found.pop("elsewhere") in (b"", new), "it never showed what it replaced elsewhere"
+    assert found.pop("plain") in (old, new)
+    assert found == dict.fromkeys(
+        ("more may read", "two names", "second", "linked later", "third", "chmod later"), new
+    )
+    assert_consistent(mounted)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ FS_IOC_SHUTDOWN = 0x8004587D
 NOLOGFLUSH = 2
 
 SIZE_BYTES = 512 << 20
+LET_GO_S = 20.0
 
 
 class LoopDisk:
@@ -49,8 +51,11 @@ class LoopDisk:
             os.close(fd)
 
     def restart(self) -> None:
-        """Mount again what is on the disk. Nobody may use it."""
-        subprocess.run(["umount", self.path], check=True)
+        """Mount again what is on the disk, as soon as those who were killed have let go of it."""
+        deadline = time.monotonic() + LET_GO_S
+        while subprocess.run(["umount", self.path], capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, f"{self.path} is in use"
+            time.sleep(0.05)
         subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
 
     def remove(self) -> None:
