@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import subprocess
@@ -24,8 +23,6 @@ SPEAKS_FOR_ITSELF = {
     *(("dentry", "inode"), ("xattr", "inode"), ("xattr", "name"), ("xattr", "value")),
     *(("content", "id"), ("block", "id")),
 }
-
-TREE = Path(__file__).resolve().parents[2]
 
 
 def contents_of(directory: Path) -> dict[str, tuple[bytes, int]]:
@@ -103,7 +100,6 @@ def in_a_process_that_is_killed(script: str, directory: Path) -> None:
     tail = "\nos.kill(os.getpid(), 9)\n"
     done = subprocess.run(
         [sys.executable, "-c", head + script + tail, directory],
-        env=os.environ | {"PYTHONPATH": str(TREE)},
         check=False,
         timeout=60,
     )

@@ -18,6 +18,7 @@ import pytest
 
 import agentfs
 from agentfs.cli.mounts import mount_at
+from agentfs.config import profiles_dir
 from agentfs.control import lock
 from tests.conftest import children, run_agentfs, wait_until
 
@@ -55,8 +56,8 @@ def test_a_restart_takes_the_version_that_is_installed_by_then(
     """And one that does not start takes nothing: the old worker stays."""
     installed = tmp_path / "installed"
     source = Path(agentfs.__file__).parents[1]
-    for package in ("agentfs", "mountpoints"):
-        shutil.copytree(source / package, installed / package)
+    shutil.copytree(source / "agentfs", installed / "agentfs")
+    shutil.copytree(profiles_dir(), installed / "mountpoints" / "profiles", dirs_exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", str(installed))
     path, store = tmp_path / "mnt", tmp_path / "store"
     path.mkdir()
