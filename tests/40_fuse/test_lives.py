@@ -353,9 +353,16 @@ def test_a_full_disk_refuses_at_once_what_it_could_not_keep_and_keeps_the_rest(
     assert accepted_is_there(mounted.path, accepted)
     mounted.agentfs("sync", mounted.path)
     assert accepted_is_there(mounted.path, accepted)
+    for path in list(mounted.path.iterdir()):
+        if int(path.name.split("-")[1]) % 4 or path.name not in accepted:
+            path.unlink()
+            accepted.pop(path.name, None)
+    mounted.agentfs("gc", mounted.path)
+    _, more = write_until_full(mounted.path, 3)
+    assert sum(map(len, more.values())) > 10 * MIB, mounted.log()
     mounted.kill()
     mounted.mount()
-    assert accepted_is_there(mounted.path, accepted)
+    assert accepted_is_there(mounted.path, accepted | more)
 
 
 # The end
