@@ -19,6 +19,20 @@ enum {
 /* A block that shrinks by less than 1/32 is stored raw: reading it then costs no decompression. */
 enum { WORTH_SHIFT = 5 };
 
+/*
+ * Strong levels take 200 ms a MiB and make nothing of what a fast one cannot shrink: images,
+ * archives, and base64 of those, of which Huffman alone leaves 76 %. Text is at 45 % or below. The
+ * probe costs 2 ms a MiB.
+ */
+enum {
+    PROBE_LEVEL = 1,
+    PROBE_ABOVE_LEVEL = 9,
+    HOPELESS_PERCENT = 70,
+};
+
+/* What zstd compresses at once anyway: the frame is as small as one made in a single call. */
+enum { PACED_STEP_BYTES = 128 << 10 };
+
 void codec_pool_init(struct codec_pool *pool)
 {
     pthread_mutex_init(&pool->lock, NULL);
@@ -79,8 +93,42 @@ void codec_return(struct codec_pool *pool, struct codec *codec)
         codec_free(codec);
 }
 
+/* One frame of level into codec->stored. */
+static enum status compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
+                            const struct pace *pace, size_t *stored)
+{
+    ZSTD_outBuffer out = {codec->stored.bytes, codec->stored.capacity, 0};
+    ZSTD_inBuffer in = {raw, 0, 0};
+
+    ZSTD_CCtx_reset(codec->compressor, ZSTD_reset_session_only);
+    ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_compressionLevel, level);
+    if (pace == NULL) {
+        out.pos = ZSTD_compress2(codec->compressor, out.dst, out.size, raw, raw_bytes);
+        *stored = out.pos;
+        /* The bound is met and the level clamped: nothing else can fail. */
+        return ZSTD_isError(out.pos) ? STATUS_NO_MEMORY : STATUS_OK;
+    }
+    ZSTD_CCtx_setPledgedSrcSize(codec->compressor, raw_bytes);
+    while (in.pos < raw_bytes) {
+        uint64_t since_ns = pace_now_ns();
+        in.size = raw_bytes - in.pos > PACED_STEP_BYTES ? in.pos + PACED_STEP_BYTES : raw_bytes;
+        ZSTD_EndDirective end = in.size == raw_bytes ? ZSTD_e_end : ZSTD_e_continue;
+        size_t left;
+        do {
+            left = ZSTD_compressStream2(codec->compressor, &out, &in, end);
+            if (ZSTD_isError(left))
+                return STATUS_NO_MEMORY;
+        } while (end == ZSTD_e_end ? left != 0 : in.pos < in.size);
+        if (!pace_keep(pace, since_ns))
+            return STATUS_STOPPED;
+    }
+    *stored = out.pos;
+    return STATUS_OK;
+}
+
 enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
-                           struct block_header *header, const uint8_t **payload)
+                           const struct pace *pace, struct block_header *header,
+                           const uint8_t **payload)
 {
     size_t stored = raw_bytes;
 
@@ -92,12 +140,13 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
         if (codec->compressor == NULL ||
             !buffer_reserve(&codec->stored, ZSTD_compressBound(raw_bytes)))
             return STATUS_NO_MEMORY;
-        ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_compressionLevel, level);
-        stored = ZSTD_compress2(codec->compressor, codec->stored.bytes, codec->stored.capacity, raw,
-                                raw_bytes);
-        if (ZSTD_isError(stored))
-            return STATUS_NO_MEMORY; /* the bound is met and the level clamped: nothing else can
-                                        fail */
+        bool is_strong = level > PROBE_ABOVE_LEVEL;
+        enum status status =
+            compress(codec, raw, raw_bytes, is_strong ? PROBE_LEVEL : level, pace, &stored);
+        if (status == STATUS_OK && is_strong && stored * 100 < raw_bytes * HOPELESS_PERCENT)
+            status = compress(codec, raw, raw_bytes, level, pace, &stored);
+        if (status != STATUS_OK)
+            return status;
     }
 
     header->codec = CODEC_ZSTD;

@@ -25,6 +25,7 @@ struct store {
     struct segment_files files;
     struct block_cache cache;
     struct codec_pool codecs;
+    struct pace pace;
 
     pthread_mutex_t sync_lock; /* held through a whole sync or remove */
 
@@ -198,6 +199,7 @@ enum status store_open(const char *directory, const struct store_options *option
     if (!files_init(&store->files, store->directory, IDLE_FILES))
         goto free_cache;
     codec_pool_init(&store->codecs);
+    store_set_pace(store, PACE_FULL);
     pthread_mutex_init(&store->sync_lock, NULL);
     pthread_mutex_init(&store->append_lock, NULL);
     if (!store->read_only) {
@@ -357,8 +359,9 @@ static enum status gather(struct codec *codec, const struct store_chunk *chunks,
     return STATUS_OK;
 }
 
-enum status store_put(struct store *store, const struct store_chunk *chunks, size_t count,
-                      int level, struct evidence *evidence, struct store_place *place)
+static enum status put(struct store *store, const struct store_chunk *chunks, size_t count,
+                       int level, const struct pace *pace, struct evidence *evidence,
+                       struct store_place *place)
 {
     struct block_header header = {.chunks = (uint32_t)count};
     const uint8_t *raw;
@@ -373,7 +376,7 @@ enum status store_put(struct store *store, const struct store_chunk *chunks, siz
         return STATUS_NO_MEMORY;
     enum status status = gather(codec, chunks, count, &raw, &raw_bytes);
     if (status == STATUS_OK)
-        status = codec_compress(codec, raw, raw_bytes, level, &header, &payload);
+        status = codec_compress(codec, raw, raw_bytes, level, pace, &header, &payload);
     if (status == STATUS_OK) {
         pthread_mutex_lock(&store->append_lock);
         status = append(store, &header, payload, evidence, place);
@@ -386,6 +389,23 @@ enum status store_put(struct store *store, const struct store_chunk *chunks, siz
         atomic_fetch_add_explicit(&store->blocks_put, 1, memory_order_relaxed);
     }
     return status;
+}
+
+enum status store_put(struct store *store, const struct store_chunk *chunks, size_t count,
+                      int level, struct evidence *evidence, struct store_place *place)
+{
+    return put(store, chunks, count, level, NULL, evidence, place);
+}
+
+enum status store_pack(struct store *store, const struct store_chunk *chunks, size_t count,
+                       int level, struct evidence *evidence, struct store_place *place)
+{
+    return put(store, chunks, count, level, &store->pace, evidence, place);
+}
+
+void store_set_pace(struct store *store, int permille)
+{
+    atomic_store_explicit(&store->pace.permille, permille, memory_order_relaxed);
 }
 
 enum status store_roll(struct store *store, struct evidence *evidence, uint64_t *segment)

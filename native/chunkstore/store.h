@@ -69,6 +69,16 @@ enum status store_put(struct store *store, const struct store_chunk *chunks, siz
                       int level, struct evidence *evidence, struct store_place *place);
 
 /*
+ * The same as background work: no faster than store_set_pace allows, all threads that pack together
+ * taken one by one. STATUS_STOPPED when told so, and nothing is appended.
+ */
+enum status store_pack(struct store *store, const struct store_chunk *chunks, size_t count,
+                       int level, struct evidence *evidence, struct store_place *place);
+
+/* Permille of a core for each thread that packs, PACE_REST or PACE_STOP; PACE_FULL at first. */
+void store_set_pace(struct store *store, int permille);
+
+/*
  * Concatenates the pieces into into, which has room for the sum of their lengths. With cached_only
  * it reads nothing: STATUS_NOT_CACHED if any block is not at hand.
  */

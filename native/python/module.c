@@ -12,6 +12,7 @@
 
 #include "crc32c.h"
 #include "cutter.h"
+#include "pace.h"
 #include "store.h"
 
 struct module_state {
@@ -66,6 +67,10 @@ static PyObject *raise_status(struct module_state *state, enum status status,
         break;
     case STATUS_NO_MEMORY:
         PyErr_NoMemory();
+        break;
+    case STATUS_STOPPED:
+        errno = ECANCELED;
+        PyErr_SetFromErrno(PyExc_OSError);
         break;
     case STATUS_NEWER:
         raise_damage(state->newer_format, status, evidence);
@@ -321,18 +326,17 @@ fail:
     return false;
 }
 
-static PyObject *store_put_method(struct store_object *self, PyObject *args, PyObject *keywords)
+typedef enum status append_block(struct store *, const struct store_chunk *, size_t, int,
+                                 struct evidence *, struct store_place *);
+
+static PyObject *append_chunks(struct store_object *self, PyObject *sequence, int level,
+                               append_block *append)
 {
-    static char *names[] = {"chunks", "level", NULL};
-    PyObject *sequence;
-    int level;
     struct held_chunks held;
     struct evidence evidence;
     struct store_place place;
     enum status status;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Oi:put", names, &sequence, &level))
-        return NULL;
     if (level < ZSTD_minCLevel() || level > ZSTD_maxCLevel())
         return PyErr_Format(PyExc_ValueError, "level must be %d .. %d", ZSTD_minCLevel(),
                             ZSTD_maxCLevel());
@@ -344,7 +348,7 @@ static PyObject *store_put_method(struct store_object *self, PyObject *args, PyO
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-        status = store_put(store, held.chunks, (size_t)held.count, level, &evidence, &place);
+        status = append(store, held.chunks, (size_t)held.count, level, &evidence, &place);
     Py_END_ALLOW_THREADS
     leave(self);
     held_release(&held);
@@ -352,6 +356,43 @@ static PyObject *store_put_method(struct store_object *self, PyObject *args, PyO
         return raise_status(state_of_store(self), status, &evidence, NULL);
     return Py_BuildValue("KKI", (unsigned long long)place.segment, (unsigned long long)place.offset,
                          (unsigned int)place.stored_bytes);
+}
+
+static PyObject *store_put_method(struct store_object *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"chunks", "level", NULL};
+    PyObject *sequence;
+    int level;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Oi:put", names, &sequence, &level))
+        return NULL;
+    return append_chunks(self, sequence, level, store_put);
+}
+
+static PyObject *store_pack_method(struct store_object *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"chunks", "level", NULL};
+    PyObject *sequence;
+    int level;
+
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Oi:pack", names, &sequence, &level))
+        return NULL;
+    return append_chunks(self, sequence, level, store_pack);
+}
+
+static PyObject *store_set_pace_method(struct store_object *self, PyObject *arg)
+{
+    long permille = PyLong_AsLong(arg);
+    if (permille == -1 && PyErr_Occurred())
+        return NULL;
+    if (permille < PACE_STOP || permille > PACE_FULL)
+        return PyErr_Format(PyExc_ValueError, "a pace is %d .. %d", PACE_STOP, PACE_FULL);
+    struct store *store = enter(self);
+    if (store == NULL)
+        return NULL;
+    store_set_pace(store, (int)permille);
+    leave(self);
+    Py_RETURN_NONE;
 }
 
 /* PyMem_Free() it. NULL with an exception, or the pieces, their count and the sum of their lengths.
@@ -745,6 +786,18 @@ PyDoc_STRVAR(
     ":param level: of zstd; 0 stores as is, as does every level when it would not shrink by 1/32");
 
 PyDoc_STRVAR(
+    pack_doc,
+    "pack($self, /, chunks, level)\n--\n\n"
+    "put() as background work: no faster than set_pace() allows.\n\n"
+    "When told to stop it raises OSError with ECANCELED within 100 ms, and nothing is appended.");
+
+PyDoc_STRVAR(
+    set_pace_doc,
+    "set_pace($self, permille, /)\n--\n\n"
+    "What each thread in pack() may take of a core, obeyed within 50 ms: 1000 is all (and so at\n"
+    "first), 0 is to wait, -1 to give up.");
+
+PyDoc_STRVAR(
     get_doc,
     "get($self, pieces, /, *, cached_only=False)\n--\n\n"
     "The concatenated bytes of *pieces*: (segment, offset of the block, start in its raw bytes,\n"
@@ -814,6 +867,8 @@ PyDoc_STRVAR(close_doc,
 
 static PyMethodDef store_methods[] = {
     {"put", KEYWORDS(store_put_method), put_doc},
+    {"pack", KEYWORDS(store_pack_method), pack_doc},
+    {"set_pace", (PyCFunction)store_set_pace_method, METH_O, set_pace_doc},
     {"get", KEYWORDS(store_get_method), get_doc},
     {"get_into", KEYWORDS(store_get_into_method), get_into_doc},
     {"sync", (PyCFunction)store_sync_method, METH_NOARGS, sync_doc},

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "files.h"
+#include "pace.h"
 #include "store.h"
 
 enum { BLOCK = 100000 };
@@ -143,6 +144,49 @@ static void what_does_not_shrink_is_stored_raw(void)
     chunk.size = 1;
     CHECK(store_put(store, &chunk, 1, 19, &evidence, &place) == STATUS_OK);
     CHECK(place.stored_bytes == 1 + BLOCK_HEADER_BYTES);
+    store_close(store);
+    check_remove(directory);
+}
+
+/* Base64 of noise: one level makes as much of it as another. */
+static void what_no_level_shrinks_is_probed_and_left(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory, 16 << 20);
+    struct store_place fast;
+    struct store_place strong;
+    uint8_t *bytes = malloc(1 << 20);
+    CHECK(bytes != NULL);
+    check_fill(bytes, 1 << 20, 9);
+    for (size_t i = 0; i < 1 << 20; i++)
+        bytes[i] = '0' + (bytes[i] & 63);
+    struct store_chunk chunk = {bytes, 1 << 20};
+    CHECK(store_put(store, &chunk, 1, 1, &evidence, &fast) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 19, &evidence, &strong) == STATUS_OK);
+    CHECK(fast.stored_bytes == strong.stored_bytes && fast.stored_bytes < 9 << 17);
+    free(bytes);
+    store_close(store);
+    check_remove(directory);
+}
+
+static void what_is_packed_step_by_step_reads_back(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory, 16 << 20);
+    struct store_place place;
+    size_t size = 700 * 1000; /* no whole number of steps */
+    uint8_t *bytes = malloc(size);
+    uint8_t *got = malloc(size);
+    CHECK(bytes != NULL && got != NULL);
+    check_fill_text(bytes, size, 4);
+    struct store_chunk chunk = {bytes, size};
+    CHECK(store_pack(store, &chunk, 1, 12, &evidence, &place) == STATUS_OK);
+    CHECK(get(store, place, 0, (uint32_t)size, got) == STATUS_OK && memcmp(bytes, got, size) == 0);
+    store_set_pace(store, PACE_STOP);
+    CHECK(store_pack(store, &chunk, 1, 12, &evidence, &place) == STATUS_STOPPED);
+    CHECK(store_put(store, &chunk, 1, 1, &evidence, &place) == STATUS_OK);
+    free(bytes);
+    free(got);
     store_close(store);
     check_remove(directory);
 }
@@ -342,6 +386,8 @@ int main(void)
     RUN(what_was_put_is_read_back_after_reopening);
     RUN(pieces_are_joined_and_bounded);
     RUN(what_does_not_shrink_is_stored_raw);
+    RUN(what_no_level_shrinks_is_probed_and_left);
+    RUN(what_is_packed_step_by_step_reads_back);
     RUN(a_block_has_at_most_8_mib);
     RUN(a_torn_tail_is_left_alone);
     RUN(an_empty_or_foreign_last_file_is_not_appended_to);
