@@ -67,6 +67,15 @@ class Store:
     gc_garbage_share: float = _key(0.5, 0.01, 1.0)
     """gc rewrites a segment when at least this share of its bytes is garbage."""
 
+    compact_level: int = _key(19, 1, 22)
+    """zstd level of a block that compaction writes."""
+
+    compact_block_bytes: int = _key(4 * MIB, 64 * KIB, 8 * MIB)
+    """Raw bytes of chunks in a block that compaction writes."""
+
+    background_cpu: float = _key(0.5, 0.0, 64.0)
+    """Cores that compaction may take by itself; 0: it runs only when asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hot:

@@ -85,4 +85,41 @@ class NewBlock:
     stored_bytes: int
     """On disk, header included."""
     chunks: list[tuple[bytes, int]]
-    """(BLAKE3 digest, length in bytes)."""
+    """(digest of 16 bytes, length in bytes)."""
+
+
+@dataclass(slots=True, frozen=True)
+class StoredBlock:
+    """A block that the index knows."""
+
+    id: int
+    segment: int
+    offset: int
+    """Of the block, in bytes from the start of the segment file."""
+    chunks: bytes
+    """Runs of ids (index/runs.py): of all its chunks, and of some that lie elsewhere by now."""
+
+
+@dataclass(slots=True, frozen=True)
+class StoredChunk:
+    """A chunk that the store has, and where."""
+
+    id: int
+    digest: bytes
+    block: int
+    """Id of the block's row."""
+    place: Location
+
+
+@dataclass(slots=True, frozen=True)
+class SegmentUse:
+    """What the blocks of one segment hold, in bytes."""
+
+    number: int
+    blocks: int
+    stored: int
+    raw: int
+    live: int
+    """Raw bytes that chunks claim."""
+    young: int
+    """Of *live*, those in blocks that compaction has not written."""

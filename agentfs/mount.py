@@ -178,6 +178,7 @@ class _Mount:
                     "stats": self._stats,
                     "sync": self._sync,
                     "gc": self._gc,
+                    "compact": self._compact,
                     "clone": self._clone,
                     "restart": self._restart,
                     "fsck": self._fsck,
@@ -292,6 +293,10 @@ class _Mount:
     async def _gc(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         with _naming_a_full_disk(self._config.store):
             return await self._volume.collect(functools.partial(progress, "rewriting segments"))
+
+    async def _compact(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        with _naming_a_full_disk(self._config.store):
+            return await self._volume.compact(functools.partial(progress, "compacting, MiB"))
 
     async def _fsck(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         with _naming_a_full_disk(self._config.store):

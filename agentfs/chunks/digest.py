@@ -49,6 +49,16 @@ class ContentHasher:
         return self._hasher.digest()
 
 
+CHUNK_DIGEST_BYTES = 16
+"""Enough that no two of 2^32 chunks share it by chance (1 in 2^65), and that nobody finds a
+second chunk to a given one; the whole content is checked against all 32 bytes of its own."""
+
+
+def chunk_digest(data: Bytes) -> bytes:
+    """What a chunk is known by: the first half of its BLAKE3."""
+    return blake3(data).digest(CHUNK_DIGEST_BYTES)
+
+
 def digest_of(data: Bytes) -> bytes:
     """BLAKE3 of *data*, 32 bytes."""
     return blake3(data).digest()

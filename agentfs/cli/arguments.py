@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("stats", "stats", "show what a store holds and saves, mounted or not"),
         ("restart", "restart", "replace the daemon's worker, by the version installed now"),
         ("gc", "maintenance", "give space of deleted content back to the disk"),
+        ("compact", "maintenance", "pack everything as small as it gets, on idle cores"),
     ):
         add(name, module, summary).add_argument(
             "target", nargs="?", metavar=_TARGET, help=_TARGET_HELP

@@ -1,4 +1,4 @@
-"""`agentfs sync` and `agentfs gc`: work that a live daemon does on request."""
+"""`agentfs sync`, `agentfs gc` and `agentfs compact`: work that a live daemon does on request."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def gc_command(arguments: argparse.Namespace) -> int:
     """Have garbage removed from the segments."""
     result = _ask(arguments, "gc")
     text = "agentfs: garbage is collected"
+    freed_bytes = result.get("stored_bytes")
+    if isinstance(freed_bytes, int):
+        text += f", {output.size(max(freed_bytes, 0))} given back to the disk"
+    return output.answer(arguments.json, result, text)
+
+
+def compact_command(arguments: argparse.Namespace) -> int:
+    """Have everything that is sealed packed as small as it gets."""
+    result = _ask(arguments, "compact")
+    text = "agentfs: the store is compact"
     freed_bytes = result.get("stored_bytes")
     if isinstance(freed_bytes, int):
         text += f", {output.size(max(freed_bytes, 0))} given back to the disk"

@@ -28,6 +28,7 @@ EMPTY: dict[str, Any] = {
     **dict.fromkeys(("chunks", "blocks", "segments"), 0),
     **dict.fromkeys(("pid", "keeper_pid", "worker_pid"), None),
     **dict.fromkeys(("rss_bytes", "uptime_s", "cache_hits", "cache_misses"), None),
+    **dict.fromkeys(("compaction", "compaction_done_bytes", "compaction_total_bytes"), None),
 }
 
 
@@ -132,6 +133,8 @@ def _details(figures: dict[str, Any]) -> list[str]:
     )
     if figures.get("garbage_bytes"):
         counts += f", {output.size(figures['garbage_bytes'])} garbage"
+    if figures.get("young_bytes"):
+        counts += f", {output.size(figures['young_bytes'])} not compacted"
     lines = [f"  store    {figures['store']} ({counts})" if counts else f"  {figures['store']}"]
     if figures["pid"] is None:
         return [*lines, "  daemon   none: the store is not mounted"]
@@ -143,7 +146,12 @@ def _details(figures: dict[str, Any]) -> list[str]:
     hits, misses = figures["cache_hits"] or 0, figures["cache_misses"] or 0
     if hits + misses:
         daemon += f", cache hits {hits / (hits + misses):.0%} of {hits + misses:,}"
-    return [*lines, daemon]
+    lines.append(daemon)
+    if figures["compaction"] not in (None, "idle"):
+        done, total = figures["compaction_done_bytes"], figures["compaction_total_bytes"]
+        of = f"{output.size(done)} of {output.size(total)}"
+        lines.append(f"  packing  {figures['compaction']}, {of} done")
+    return lines
 
 
 def _count(number: int, plural: str) -> str:

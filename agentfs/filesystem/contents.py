@@ -75,6 +75,12 @@ class ContentReader:
         self._contents.recipe_changed = self.forget
         self._store = store
         self._recipes: OrderedDict[int, Recipe] = OrderedDict()
+        self._loading = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for a block just now."""
+        return self._loading > 0
 
     def recipe(self, content: int) -> Recipe:
         """:raises KeyError: there is no such content"""
@@ -102,11 +108,14 @@ class ContentReader:
             cached = self._store.get(pieces, cached_only=True)
             if cached is not None:
                 return cached
+            self._loading += 1
             try:
                 return await trio.to_thread.run_sync(self._store.get, pieces)
             except FileNotFoundError:
                 pieces = pieces_of(self._index, recipe, offset, size)
                 return await trio.to_thread.run_sync(self._store.get, pieces)
+            finally:
+                self._loading -= 1
         except ChunkLost as error:
             raise BytesLost(error) from error
         except CorruptBlock as error:

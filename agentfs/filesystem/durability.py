@@ -24,7 +24,7 @@ class Durability:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._durable_changes = 0
+        self._durable_changes = -1  # what an earlier daemon committed may not be on the disk
         self._running: _Flush | None = None
         self._log_is_suspect = False
         """A flush of the log failed. The kernel reports that once and then forgets which pages

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from agentfs.chunks import CorruptBlock, NewerFormat, Store
-from agentfs.chunks.digest import ContentHasher, digest_of
+from agentfs.chunks.digest import ContentHasher, chunk_digest
 from agentfs.chunks.recipe import Recipe
 from agentfs.errors import StoreDamaged
 from agentfs.filesystem import copies
 from agentfs.filesystem.contents import pieces_of
 from agentfs.index import INDEX_NAME, ChunkLost, Index, Unreadable, damaged_pages
 from agentfs.index.audit import findings, paths_of, segment_findings
-from agentfs.index.contents import UNKNOWN_DIGEST, chunk_ids
+from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, chunk_ids
 from agentfs.index.dump import is_partial
+from agentfs.model import StoredBlock
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
@@ -178,24 +179,26 @@ class Checker:
 
     def _check_blocks(self) -> None:
         blocks = self._index.execute(
-            "SELECT id, segment, offset, stored, raw FROM block WHERE live > 0"
+            "SELECT stored, raw, id, segment, offset, chunks FROM block WHERE live > 0"
             " ORDER BY segment, offset"
         ).fetchall()
         marked = self._index.contents.damaged_blocks()
         last = None
-        for done, (block, segment, offset, stored, raw) in enumerate(blocks):
-            if segment != last:
-                self._forget_cached_pages(segment)
-                last = segment
+        for done, (stored, raw, *row) in enumerate(blocks):
+            block = StoredBlock(*row)
+            if block.segment != last:
+                self._forget_cached_pages(block.segment)
+                last = block.segment
             self._progress("checking blocks", done, len(blocks))
-            if self._can_be_read(block, segment, offset, raw):
-                if (segment, offset) in marked:
-                    self._report.readable_again.append((segment, offset))
+            if self._can_be_read(block, raw):
+                if (block.segment, block.offset) in marked:
+                    self._report.readable_again.append((block.segment, block.offset))
             else:
-                self._lost_chunks.update(self._chunks_in(block))
+                chunks = self._index.contents.chunks_of(block)
+                self._lost_chunks.update(chunk.id for chunk in chunks)
             self._report.blocks_checked += 1
             self._report.bytes_checked += stored
-        self._lost_chunks.update(self._chunks_in(0))
+        self._lost_chunks.update(self._index.contents.lost_chunks())
 
     def _forget_cached_pages(self, segment: int) -> None:
         """What the kernel has cached says nothing of the disk."""
@@ -208,7 +211,8 @@ class Checker:
         finally:
             os.close(fd)
 
-    def _can_be_read(self, block: int, segment: int, offset: int, raw: int) -> bool:
+    def _can_be_read(self, block: StoredBlock, raw: int) -> bool:
+        segment, offset = block.segment, block.offset
         try:
             data = memoryview(self._segments.get([(segment, offset, 0, raw)]))
         except (CorruptBlock, NewerFormat) as error:
@@ -217,21 +221,15 @@ class Checker:
         except OSError as error:
             self._report.blocks[segment, offset] = error.strerror or str(error)
             return False
-        for chunk, digest, start, length in self._index.execute(
-            "SELECT id, digest, start, length FROM chunk WHERE block = ?", (block,)
-        ):
-            found = digest_of(data[start : start + length])
-            if digest == UNKNOWN_DIGEST:
-                self._report.chunk_digests[chunk] = found
-            elif found != digest:
-                self._report.chunks.add(chunk)
-                self._lost_chunks.add(chunk)
+        for chunk in self._index.contents.chunks_of(block):
+            start = chunk.place.start
+            found = chunk_digest(data[start : start + chunk.place.length])
+            if chunk.digest == UNKNOWN_CHUNK_DIGEST:
+                self._report.chunk_digests[chunk.id] = found
+            elif found != chunk.digest:
+                self._report.chunks.add(chunk.id)
+                self._lost_chunks.add(chunk.id)
         return True
-
-    def _chunks_in(self, block: int) -> Iterator[int]:
-        return (
-            row[0] for row in self._index.execute("SELECT id FROM chunk WHERE block = ?", (block,))
-        )
 
     def _check_contents(self) -> None:
         report = self._report

@@ -1,8 +1,8 @@
-"""Giving back what nothing refers to any more.
+"""Giving back what nothing refers to any more, and packing the rest as small as it gets.
 
 Contents without inodes go first, then chunks without contents, then segments
-whose live share is low or whose blocks are tiny: what lives in them is appended
-anew, durably, before the old file is removed. Dropping chunks and choosing
+that are worth writing anew (`policy.compaction`): for gc those with garbage, for
+compaction also what seals have written. Dropping chunks and choosing
 segments need the gate: a seal under way relies on chunks it has seen, and has
 blocks in segments that no row names yet. Moving does not: a chunk that moves
 keeps its id, and readers look places up afresh.
@@ -11,39 +11,62 @@ keeps its id, and readers look places up afresh.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 import trio
 
-from agentfs.chunks import CorruptBlock, Store
+from agentfs.chunks import Store
 from agentfs.chunks.recipe import Recipe
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import InodeTable
+from agentfs.filesystem.rewrite import Packing, Rewriter, Stopped
+from agentfs.filesystem.room import Room
 from agentfs.index import Index
-from agentfs.model import Location, NewBlock
+from agentfs.model import SegmentUse, StoredChunk
+from agentfs.policy.compaction import REST_S, garbage_bytes, is_due, to_collect, to_compact
 
 log = logging.getLogger(__name__)
+
+_CORES = os.cpu_count() or 1
+
+_LOOK_S = 10.0
+"""How often background work looks whether there is something to do."""
 
 _SLICE = 256
 """Rows changed in one transaction, about 2 ms."""
 
-_HEADER_ROOM_BYTES = 4096
-"""A segment is larger than its blocks by a header. By more: blocks of a seal that failed."""
+_NAMES = 128
+"""Names looked at between two turns of the event loop, about 1 ms."""
 
-_TINY_SHARE = 0.25
-"""A segment whose blocks are on average smaller than this share of a full one is merged."""
+_ROUND_BYTES = 256 << 20
+"""Raw bytes put in order together: some 65,000 chunks, 20 MB of memory."""
+
+_PACE_S = 0.05
+"""How often it is asked whether others need the machine."""
+
+_FULL_PACE = 1000
+_REST = 0
+_STOP = -1
+
+_DEAD_LOOKED_AT = 1000
+"""Dead contents looked at to say whether there is garbage worth a collection."""
 
 
 @dataclass(slots=True)
 class Reclaimed:
-    """What one collection gave back."""
+    """What one collection or compaction gave back."""
 
     contents: int = 0
     chunks: int = 0
     segments: int = 0
+    rewritten_bytes: int = 0
+    """Raw bytes that were packed anew."""
     stored_bytes: int = 0
     """Difference of the segments' sizes; negative when rewriting cost more than it freed."""
 
@@ -51,8 +74,18 @@ class Reclaimed:
         return asdict(self)
 
 
+@dataclass(slots=True)
+class CompactionState:
+    """What `agentfs stats` says of background work."""
+
+    state: str = "idle"
+    """idle, running, or waiting for others who need the machine."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
 class Collector:
-    """Removes garbage. One collection at a time."""
+    """Removes garbage and compacts. One of either at a time."""
 
     def __init__(
         self,
@@ -62,12 +95,26 @@ class Collector:
         reader: ContentReader,
         durability: Durability,
         gate: Gate,
+        room: Room,
+        rewriter: Rewriter,
         *,
-        level: int,
-        block_bytes: int,
+        is_busy: Callable[[], bool],
+        on_removed: Callable[[], Awaitable[None]],
+        sealed: Packing,
+        packed: Packing,
         garbage_share: float,
+        segment_bytes: int,
+        background_cpu: float,
     ) -> None:
-        """:param garbage_share: of a segment's raw bytes, from which it is rewritten (0 to 1)"""
+        """
+        :param is_busy: whether others need the machine just now: compaction waits
+        :param on_removed: called when segments are gone, which a copy of the index may name
+        :param sealed: how seals write blocks
+        :param packed: how compaction does
+        :param garbage_share: of a segment's bytes, from which it is rewritten (0 to 1)
+        :param segment_bytes: of a full segment
+        :param background_cpu: cores that compaction may take when nobody asked for it
+        """
         self._index = index
         self._contents = index.contents
         self._store = store
@@ -75,11 +122,18 @@ class Collector:
         self._reader = reader
         self._durability = durability
         self._gate = gate
-        self._level = level
-        self._block_bytes = block_bytes
+        self._room = room
+        self._rewriter = rewriter
+        self._is_busy = is_busy
+        self._on_removed = on_removed
+        self._sealed = sealed
+        self._packed = packed
         self._garbage_share = garbage_share
-        self.one_at_a_time = trio.Lock()
-        """Held while no segment may be removed: during a collection, or by who reads them all."""
+        self._segment_bytes = segment_bytes
+        self._background_cpu = background_cpu
+        self._one_at_a_time = trio.Lock()
+        self._background = trio.CancelScope()
+        self.state = CompactionState()
 
     async def collect(self, progress: Callable[[int, int], None]) -> Reclaimed:
         """Remove all garbage there is.
@@ -87,21 +141,218 @@ class Collector:
         :param progress: called with (segments done, segments to rewrite)
         :raises OSError: no room to rewrite a segment; what was done is kept
         """
-        result = Reclaimed()
-        async with self.one_at_a_time:
-            before = sum(size for _, size in self._store.segments())
-            self._table.reap()
-            async with self._gate.alone():
-                result.contents = await self._drop_contents()
-                result.chunks = await self._drop_chunks()
-                victims = self._victims()
-                if victims:
-                    self._store.roll()
-            for done, segment in enumerate(victims):
-                progress(done, len(victims))
-                result.segments += await self._rewrite(segment)
-            result.stored_bytes = before - sum(size for _, size in self._store.segments())
+        async with self.alone():
+            result = await self._collect(progress)
+        if result.segments:
+            await self._on_removed()
         return result
+
+    async def compact(self, progress: Callable[[int, int], None]) -> Reclaimed:
+        """Pack all there is as small as it gets, on every core that nobody else wants.
+
+        :param progress: called with (MiB done, MiB in all), of raw bytes
+        :raises OSError: no room for a new segment; what was done is kept
+        """
+        async with self.alone():
+            result = await self._compact(_FULL_PACE, _CORES, progress)
+            self._index.vacuum()
+        if result.segments:
+            await self._on_removed()
+        return result
+
+    async def compact_in_background(self) -> None:
+        """Compact when there is something worth it. Runs until cancelled."""
+        if not self._background_cpu:
+            return
+        threads = math.ceil(self._background_cpu)
+        pace = round(_FULL_PACE * self._background_cpu / threads)
+        changes, since = -1, 0.0
+        settled = -1  # the changes after which there was nothing to do
+        while True:
+            await trio.sleep(_LOOK_S)
+            if changes != self._index.changes:
+                changes, since = self._index.changes, trio.current_time()
+            if changes == settled or self._one_at_a_time.locked():
+                continue
+            rested_s = trio.current_time() - since
+            if is_due(*self._backlog(), rested_s):
+                removed = self._rewriter.removed
+                with trio.CancelScope() as self._background:
+                    async with self._one_at_a_time:
+                        await self._try_to_compact(pace, threads)
+                changes = self._index.changes
+                if not self._background.cancel_called:
+                    settled = changes
+                if self._rewriter.removed != removed:
+                    await self._on_removed()
+            elif rested_s >= REST_S:
+                settled = changes
+
+    async def _try_to_compact(self, pace: int, threads: int) -> None:
+        try:
+            result = await self._compact(pace, threads, lambda done, total: None)
+        except OSError as error:
+            log.error("cannot compact: %s; it is tried again when the store has changed", error)
+        else:
+            log.info(
+                "compacted %d segments, %d bytes given back", result.segments, result.stored_bytes
+            )
+
+    def _backlog(self) -> tuple[int, float]:
+        """(raw bytes that compaction has not packed, bytes that could be given back)."""
+        sizes = dict(self._store.segments())
+        uses = self._readable(self._contents.segments())
+        garbage = sum(garbage_bytes(use, sizes.get(use.number, use.stored)) for use in uses)
+        return sum(use.young for use in uses), garbage + self._contents.dead_bytes(_DEAD_LOOKED_AT)
+
+    def _readable(self, uses: Sequence[SegmentUse]) -> list[SegmentUse]:
+        """Those without damaged blocks that files need: a disk may read them again one day."""
+        damaged = self._contents.damaged_segments()
+        return [use for use in uses if use.number not in damaged]
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """No segment is removed by others meanwhile; who compacts in the background gives up."""
+        self._background.cancel()
+        async with self._one_at_a_time:
+            yield
+
+    async def _collect(self, progress: Callable[[int, int], None]) -> Reclaimed:
+        result, before, removed = Reclaimed(), self._stored_bytes(), self._rewriter.removed
+        victims = await self._drop(result, self._to_collect)
+        async with self._at_pace(_FULL_PACE, gives_way=False):
+            for done, use in enumerate(victims):
+                progress(done, len(victims))
+                chunks = await self._chunks_in([use.number])
+                packing = self._sealed if 2 * use.young >= use.live else self._packed
+                await self._rewriter.rewrite(
+                    [use.number], chunks, packing, _CORES, lambda moved: None
+                )
+                result.rewritten_bytes += use.live
+        result.segments += self._rewriter.removed - removed
+        result.stored_bytes = before - self._stored_bytes()
+        return result
+
+    async def _compact(
+        self, pace: int, threads: int, progress: Callable[[int, int], None]
+    ) -> Reclaimed:
+        result, before, removed = Reclaimed(), self._stored_bytes(), self._rewriter.removed
+        victims = await self._drop(result, self._to_compact)
+        state = self.state
+        state.done_bytes, state.total_bytes = 0, sum(use.live for use in victims)
+
+        def moved(size: int) -> None:
+            state.done_bytes += size
+            progress(state.done_bytes >> 20, state.total_bytes >> 20)
+
+        async with self._at_pace(pace, gives_way=True):
+            for group in _rounds(victims):
+                self._room.require(sum(use.stored for use in group))
+                numbers = [use.number for use in group]
+                chunks = await self._in_order(numbers)
+                await self._rewriter.rewrite(numbers, chunks, self._packed, threads, moved)
+        if victims:
+            self._store.roll()  # what is sealed from now on does not lie among packed blocks
+            self._index.checkpoint()  # each chunk that moved is in the log
+        result.rewritten_bytes = state.done_bytes
+        result.segments += self._rewriter.removed - removed
+        result.stored_bytes = before - self._stored_bytes()
+        return result
+
+    async def _drop(
+        self,
+        result: Reclaimed,
+        choose: Callable[[list[SegmentUse], dict[int, int]], list[SegmentUse]],
+    ) -> list[SegmentUse]:
+        """Drop what nothing refers to, and unknown segments; those that are to be rewritten."""
+        self._table.reap()
+        async with self._gate.alone():
+            result.contents = await self._drop_contents()
+            result.chunks = await self._drop_chunks()
+            sizes = dict(self._store.segments())
+            uses = self._contents.segments()
+            victims = choose(self._readable(uses), sizes)
+            unknown = sizes.keys() - {use.number for use in uses}
+            if victims or unknown:
+                self._store.roll()
+        if unknown:
+            await self._durability.sync()  # as in `Rewriter.rewrite`
+        for number in unknown:
+            await trio.to_thread.run_sync(self._store.remove, number)
+        result.segments = len(unknown)
+        return victims
+
+    def _to_collect(self, uses: list[SegmentUse], sizes: dict[int, int]) -> list[SegmentUse]:
+        return to_collect(
+            uses,
+            sizes,
+            garbage_share=self._garbage_share,
+            block_bytes=self._sealed.block_bytes,
+        )
+
+    def _to_compact(self, uses: list[SegmentUse], sizes: dict[int, int]) -> list[SegmentUse]:
+        return to_compact(
+            uses, sizes, garbage_share=self._garbage_share, segment_bytes=self._segment_bytes
+        )
+
+    async def _in_order(self, numbers: Sequence[int]) -> list[StoredChunk]:
+        """The chunks of some segments in the order in which files of a directory hold them.
+
+        What is alike lies in one directory, under names that follow each other. Chunks that no
+        name leads to come last.
+        """
+        waiting = {chunk.id: chunk for chunk in await self._chunks_in(numbers)}
+        ordered: list[StoredChunk] = []
+        after = (0, b"")
+        while waiting:
+            rows = self._contents.named_recipes(after, _NAMES)
+            if not rows:
+                break
+            for _, _, recipe in rows:
+                chunks = Recipe(b"", 0, recipe or b"").chunks
+                ordered.extend(waiting.pop(chunk) for chunk in chunks if chunk in waiting)
+            after = rows[-1][:2]
+            await trio.lowlevel.checkpoint()
+        return ordered + list(waiting.values())
+
+    async def _chunks_in(self, numbers: Sequence[int]) -> list[StoredChunk]:
+        chunks: list[StoredChunk] = []
+        for number in numbers:
+            for block in self._contents.blocks_in(number):
+                chunks += self._contents.chunks_of(block)
+                await trio.lowlevel.checkpoint()
+        return chunks
+
+    @asynccontextmanager
+    async def _at_pace(self, pace: int, *, gives_way: bool) -> AsyncIterator[None]:
+        """Let the rewriter's threads work meanwhile, and stop them when cancelled."""
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_pace, pace, gives_way)
+            try:
+                yield
+            except Stopped:
+                pass
+            except Exception as error:  # a nursery would make a group of it
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _keep_pace(self, pace: int, gives_way: bool) -> None:
+        try:
+            while True:
+                must_wait = gives_way and self._is_busy()
+                if gives_way:
+                    self.state.state = "waiting" if must_wait else "running"
+                self._store.set_pace(_REST if must_wait else pace)
+                await trio.sleep(_PACE_S)
+        finally:
+            self._store.set_pace(_STOP)
+            self.state.state = "idle"
+
+    def _stored_bytes(self) -> int:
+        return sum(size for _, size in self._store.segments())
 
     async def _drop_contents(self) -> int:
         count = 0
@@ -129,71 +380,16 @@ class Collector:
             await trio.lowlevel.checkpoint()
         return count
 
-    def _victims(self) -> list[int]:
-        victims = []
-        tiny = self._block_bytes * _TINY_SHARE
-        sizes = dict(self._store.segments())
-        damaged = (
-            self._contents.damaged_segments()
-        )  # kept: a disk may read again what it cannot now
-        for segment, blocks, stored, raw, live in self._contents.segments():
-            size = sizes.pop(segment, stored)
-            if segment in damaged:
-                continue
-            unknown = size - stored if size - stored > _HEADER_ROOM_BYTES else 0
-            garbage = stored * (1 - live / raw) + unknown
-            is_garbage = garbage >= self._garbage_share * (stored + unknown) and garbage > 0
-            if is_garbage or live == 0 or (blocks > 1 and raw / blocks < tiny):
-                victims.append(segment)
-        return [*sizes, *victims]
 
-    async def _rewrite(self, segment: int) -> bool:
-        """Append anew what lives in a segment and remove it; False: it is damaged and stays."""
-        try:
-            moved = await self._copy_live(segment)
-        except CorruptBlock as error:
-            with self._index.transaction:
-                self._contents.mark_damaged(error.segment, error.offset_bytes)
-            log.error("segment %d stays: %s; agentfs fsck names the files", segment, error)
-            return False
-        if moved:
-            await trio.to_thread.run_sync(self._store.sync)
-        with self._index.transaction:
-            for block, ids in moved:
-                self._contents.move_chunks(block, ids)
-            self._contents.drop_segment(segment)
-        await self._durability.sync()  # old rows must not come back after their segment is gone
-        await trio.to_thread.run_sync(self._store.remove, segment)
-        return True
-
-    async def _copy_live(self, segment: int) -> list[tuple[NewBlock, list[int]]]:
-        chunks = self._contents.chunks_in(segment)
-        moved: list[tuple[NewBlock, list[int]]] = []
-        group: list[tuple[int, bytes, Location]] = []
-        size = 0
-        for row in chunks:
-            if group and size + row[2].length > self._block_bytes:
-                moved.append(await trio.to_thread.run_sync(self._copy_block, group))
-                group, size = [], 0
-            group.append(row)
-            size += row[2].length
-        if group:
-            moved.append(await trio.to_thread.run_sync(self._copy_block, group))
-        return moved
-
-    def _copy_block(
-        self, rows: Sequence[tuple[int, bytes, Location]]
-    ) -> tuple[NewBlock, list[int]]:
-        places = (place for _, _, place in rows)
-        data = memoryview(
-            self._store.get([(p.segment, p.offset, p.start, p.length) for p in places])
-        )
-        views, start = [], 0
-        for _, _, place in rows:
-            views.append(data[start : start + place.length])
-            start += place.length
-        segment, offset, stored = self._store.put(views, self._level)
-        block = NewBlock(
-            segment, offset, stored, [(digest, place.length) for _, digest, place in rows]
-        )
-        return block, [chunk for chunk, _, _ in rows]
+def _rounds(uses: Sequence[SegmentUse]) -> Iterator[list[SegmentUse]]:
+    """Segments to put in order together."""
+    group: list[SegmentUse] = []
+    size = 0
+    for use in uses:
+        group.append(use)
+        size += use.live
+        if size >= _ROUND_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -13,8 +13,9 @@ def store_totals(index: Index, path: Path) -> dict[str, Any]:
     """Counts, bytes and ratios of a store.
 
     logical_bytes is what its files say they hold; unique_bytes what is left of
-    that after deduplication; stored_bytes what segments, index and its copies take on
-    disk, garbage included. reduction is the first over the last.
+    that after deduplication; young_bytes what of that compaction has not packed
+    yet; stored_bytes what segments, index and its copies take on disk, garbage
+    included. reduction is the first over the last.
     """
     totals = dict(index.contents.totals())
     segment_bytes = sum(file.stat().st_size for file in (path / "segments").glob("*.seg"))

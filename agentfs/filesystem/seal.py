@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import trio
 
 from agentfs.chunks import Store, cut, params_for_size
-from agentfs.chunks.digest import ContentHasher, digest_of
+from agentfs.chunks.digest import ContentHasher, chunk_digest, digest_of
 from agentfs.chunks.recipe import encode
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
@@ -169,6 +169,12 @@ class Sealer:
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="compress")
         self._urgent: list[tuple[LiveFile, _Ticket]] = []
         self._urgent_arrived = trio.Event()
+        self._storing = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether files are being cut and compressed just now."""
+        return self._storing > 0
 
     async def fsync(self, file: LiveFile) -> None:
         """Return when the file's bytes, and every name committed so far, survive a power cut."""
@@ -262,7 +268,11 @@ class Sealer:
             marks = self._contents.marks
             generation = self._contents.generation
             ids: dict[bytes, int] = {}
-            blocks, error = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
+            self._storing += 1
+            try:
+                blocks, error = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
+            finally:
+                self._storing -= 1
             await self._record_blocks(blocks, ids, generation)
             if error is not None:
                 raise error
@@ -565,5 +575,5 @@ def _chunks(data: memoryview, params: int) -> Iterator[tuple[bytes, memoryview]]
     start = 0
     for length in lengths:
         view = data[start : start + length]
-        yield digest_of(view), view
+        yield chunk_digest(view), view
         start += length

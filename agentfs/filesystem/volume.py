@@ -28,6 +28,7 @@ from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import store_totals
+from agentfs.filesystem.rewrite import Packing, Rewriter
 from agentfs.filesystem.seal import Sealer
 from agentfs.filesystem.staging import Staging, directory_on_tmpfs, holes_in, is_anothers
 from agentfs.index import Index
@@ -106,6 +107,7 @@ class Volume:
             block_bytes=profile.store.block_bytes,
             on_sealed=self.files.unstage_if_sealed,
         )
+        settings = profile.store
         self._collector = Collector(
             self.index,
             self._store,
@@ -113,9 +115,15 @@ class Volume:
             reader,
             self.durability,
             gate,
-            level=profile.store.level,
-            block_bytes=profile.store.block_bytes,
-            garbage_share=profile.store.gc_garbage_share,
+            self.staging.room,
+            Rewriter(self.index, self._store, segments, self.durability),
+            is_busy=lambda: self.sealer.is_busy or reader.is_busy,
+            on_removed=self._copy_anew,
+            sealed=Packing(settings.level, settings.block_bytes, is_packed=False),
+            packed=Packing(settings.compact_level, settings.compact_block_bytes, is_packed=True),
+            garbage_share=settings.gc_garbage_share,
+            segment_bytes=settings.segment_bytes,
+            background_cpu=settings.background_cpu,
         )
         self.cloner = Cloner(
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
@@ -188,6 +196,7 @@ class Volume:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sealer.serve_fsync)
             nursery.start_soon(self._keep_copies)
+            nursery.start_soon(self._collector.compact_in_background)
             while True:
                 with trio.move_on_after(_TICK_S):
                     await self.staging.is_wanted.wait()
@@ -275,6 +284,10 @@ class Volume:
         except Exception as error:
             log.error("cannot copy the namespace: %s; the copies there are stay", error)
 
+    async def _copy_anew(self) -> None:
+        """The copy that is there names segments that are gone."""
+        await self._copy_namespace_if_possible(self._copy_namespace)
+
     async def _copy_at_the_end(self) -> None:
         await trio.to_thread.run_sync(copies.write, self.path, self.index)
         self._copied_changes = self.index.changes
@@ -319,7 +332,7 @@ class Volume:
 
     async def check(self, progress: fsck.Progress) -> dict[str, Any]:
         """Check everything while it is used; blocks that are damaged are marked."""
-        async with self._collector.one_at_a_time, self._snapshot() as snapshot:
+        async with self._collector.alone(), self._snapshot() as snapshot:
             report = await trio.to_thread.run_sync(
                 lambda: fsck.check(self.path, progress, index_directory=snapshot)
             )
@@ -331,11 +344,11 @@ class Volume:
 
     async def collect(self, progress: Progress) -> dict[str, int]:
         """Remove garbage; what was given back."""
-        reclaimed = await self._collector.collect(progress)
-        if reclaimed.segments:
-            # The one there is names segments that are gone.
-            await self._copy_namespace_if_possible(self._copy_namespace)
-        return reclaimed.as_dict()
+        return (await self._collector.collect(progress)).as_dict()
+
+    async def compact(self, progress: Progress) -> dict[str, int]:
+        """Pack everything sealed as small as it gets; what was given back."""
+        return (await self._collector.compact(progress)).as_dict()
 
     async def clone(
         self, source: bytes, target: bytes, *, replaces: bool, progress: Progress
@@ -357,6 +370,9 @@ class Volume:
             "resident_budget_bytes": self.staging.budget_bytes,
             "cache_hits": cache["cache_hits"],
             "cache_misses": cache["cache_misses"],
+            "compaction": self._collector.state.state,
+            "compaction_done_bytes": self._collector.state.done_bytes,
+            "compaction_total_bytes": self._collector.state.total_bytes,
         }
 
     def close(self) -> None:

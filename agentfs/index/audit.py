@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from agentfs.index.connection import IndexConnection
 from agentfs.index.contents import chunk_ids, recipe_parts
+from agentfs.index.runs import unpack_runs
 from agentfs.model import ROOT_INODE
 
 _DIRECTORY = "(mode & 61440) = 16384"  # S_IFMT, S_IFDIR
@@ -33,6 +35,7 @@ def findings(index: IndexConnection) -> Iterator[Finding]:
     yield from _unreachable(index)
     yield from _wrong_recipes(index)
     yield from _wrong_places(index)
+    yield from _wrong_lists(index)
 
 
 def segment_findings(index: IndexConnection, sizes: Mapping[int, int]) -> Iterator[Finding]:
@@ -175,6 +178,24 @@ def _wrong_places(index: IndexConnection) -> Iterator[Finding]:
         " WHERE chunk.start + chunk.length > block.raw OR chunk.start < 0"
     ):
         yield Finding(f"chunk {chunk} reaches beyond block {block}")
+
+
+def _wrong_lists(index: IndexConnection) -> Iterator[Finding]:
+    """Blocks that do not list a chunk of theirs: it would be lost with its segment."""
+    held: dict[int, list[int]] = {}
+    for block, chunk in index.execute("SELECT block, id FROM chunk ORDER BY id"):
+        held.setdefault(block, []).append(chunk)
+    for block, encoded in index.execute("SELECT id, chunks FROM block"):
+        try:
+            runs = list(unpack_runs(encoded))
+        except (TypeError, ValueError):
+            yield Finding(f"the list of chunks of block {block} cannot be read")
+            continue
+        starts = [first for first, _ in runs]
+        for chunk in held.get(block, ()):
+            run = bisect_right(starts, chunk) - 1
+            if run < 0 or chunk > runs[run][1]:
+                yield Finding(f"block {block} does not list its chunk {chunk}")
 
 
 def paths_of(index: IndexConnection, inodes: Collection[int]) -> dict[int, list[bytes]]:

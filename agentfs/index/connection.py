@@ -34,6 +34,8 @@ COPIES_DIRECTORY = "namespace"
 CHECKPOINT_BYTES = 32 << 20
 """WAL size at which it is folded into the database: about 4,000 creates; the fold takes 40 ms."""
 
+VACUUM_BYTES = 8 << 20
+
 _CACHE_KIB = 32 << 10
 
 
@@ -347,6 +349,20 @@ class IndexConnection:
             self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError as error:
             raise disk_error(error) or error from error
+
+    def vacuum(self) -> None:
+        """Write the database anew without gaps, if that is soon done: 10 ms a MiB.
+
+        Nobody else is served meanwhile, so a large one stays as it is; gaps are some 6 % of it.
+
+        :raises OSError: there is no room, or the disk failed; nothing is lost
+        """
+        if self.path.stat().st_size <= VACUUM_BYTES:
+            try:
+                self.execute("VACUUM")
+            except sqlite3.OperationalError as error:
+                raise disk_error(error) or error from error
+        self.checkpoint()
 
     def inconsistencies(self) -> list[str]:
         """What SQLite itself finds wrong: entries that an index lacks, pages that are lost."""

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from agentfs.index.connection import IndexConnection
-from agentfs.model import Location, NewBlock
+from agentfs.index.runs import pack_runs, unpack_runs
+from agentfs.model import Location, NewBlock, SegmentUse, StoredBlock, StoredChunk
 
 FIRST_CHUNK_ID = 2
 """0 and 1 mean holes in a recipe."""
@@ -23,8 +25,11 @@ FIRST_CHUNK_ID = 2
 NO_BLOCK = 0
 """As chunk.block: where the chunk was is not known any more."""
 
-UNKNOWN_DIGEST = bytes(32)
+UNKNOWN_CHUNK_DIGEST = bytes(16)
 """Of a chunk whose bytes have not been read since its row was restored."""
+
+UNKNOWN_CONTENT_DIGEST = bytes(32)
+"""Of a content of which nothing is left but its number."""
 
 _LENGTH_MAX = (1 << 32) - 1
 """Of a part of a recipe."""
@@ -32,12 +37,15 @@ _LENGTH_MAX = (1 << 32) - 1
 _LOOKED_UP = 64
 """Digests in one query: what a query costs beside its look-ups is then little."""
 
+_PREFIX_BYTES = 4
+"""Of a digest, in the index: of four billion digests, one or two share it."""
+
 _PREFIXES = ", ".join("?" * _LOOKED_UP)
 
 
 def _prefixes(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """First 8 bytes of each, in lists of _LOOKED_UP; the last is filled up by repeating one."""
-    prefixes = [digest[:8] for digest in digests]
+    """First bytes of each, in lists of _LOOKED_UP; the last is filled up by repeating one."""
+    prefixes = [digest[:_PREFIX_BYTES] for digest in digests]
     for start in range(0, len(prefixes), _LOOKED_UP):
         group = prefixes[start : start + _LOOKED_UP]
         yield group + group[:1] * (_LOOKED_UP - len(group))
@@ -86,14 +94,14 @@ class Contents:
     def find(self, digest: bytes) -> int | None:
         """The content with this BLAKE3 digest."""
         row = self._execute(
-            "SELECT id FROM content WHERE substr(digest, 1, 8) = ? AND digest = ?",
-            (digest[:8], digest),
+            "SELECT id FROM content WHERE substr(digest, 1, 4) = ? AND digest = ?",
+            (digest[:_PREFIX_BYTES], digest),
         ).fetchone()
         return row[0] if row is not None else None
 
     def find_whole(self, digests: set[bytes]) -> set[bytes]:
         """Those that are contents, and not known to be damaged."""
-        query = f"SELECT digest, id FROM content WHERE substr(digest, 1, 8) IN ({_PREFIXES})"
+        query = f"SELECT digest, id FROM content WHERE substr(digest, 1, 4) IN ({_PREFIXES})"
         rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
         return {digest for digest, id_ in rows if digest in digests and not self.is_damaged(id_)}
 
@@ -138,14 +146,14 @@ class Contents:
 
     def find_chunk(self, digest: bytes) -> int | None:
         row = self._execute(
-            "SELECT id FROM chunk WHERE substr(digest, 1, 8) = ? AND digest = ?",
-            (digest[:8], digest),
+            "SELECT id FROM chunk WHERE substr(digest, 1, 4) = ? AND digest = ?",
+            (digest[:_PREFIX_BYTES], digest),
         ).fetchone()
         return row[0] if row is not None else None
 
     def find_chunks(self, digests: set[bytes]) -> dict[bytes, int]:
         """The ids of those that are known, and not known to be damaged."""
-        query = f"SELECT digest, id FROM chunk WHERE substr(digest, 1, 8) IN ({_PREFIXES})"
+        query = f"SELECT digest, id FROM chunk WHERE substr(digest, 1, 4) IN ({_PREFIXES})"
         rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
         damaged = self._damaged
         return {
@@ -186,14 +194,9 @@ class Contents:
 
         :param are_new: none of its chunks can have been recorded since they were looked up
         """
-        raw = sum(length for _, length in block.chunks)
-        cursor = self._execute(
-            "INSERT INTO block VALUES (NULL, ?, ?, ?, ?, 0)",
-            (block.segment, block.offset, block.stored_bytes, raw),
-        )
-        block_id = cursor.lastrowid
-        assert block_id is not None
-        ids, rows, start, healed = [], [], 0, 0
+        block_id = self._insert_block(block, packed=False)
+        ids, rows, start = [], [], 0
+        healed: dict[int, int] = {}
         for digest, length in block.chunks:
             chunk = None if are_new and not self._damaged else self.find_chunk(digest)
             if chunk is None:
@@ -202,23 +205,32 @@ class Contents:
                 rows.append((chunk, digest, block_id, start, length))
             elif chunk in self._damaged:
                 self._heal(chunk, block_id, start, length)
-                healed += length
+                healed[chunk] = length
             ids.append(chunk)
             start += length
         self._executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, 0)", rows)
-        live = healed + sum(row[4] for row in rows)
-        self._execute("UPDATE block SET live = ? WHERE id = ?", (live, block_id))
+        live = sum(healed.values()) + sum(row[4] for row in rows)
+        held = pack_runs(sorted([*healed, *(row[0] for row in rows)]))
+        self._execute("UPDATE block SET live = ?, chunks = ? WHERE id = ?", (live, held, block_id))
         return ids
+
+    def _insert_block(self, block: NewBlock, *, packed: bool) -> int:
+        raw = sum(length for _, length in block.chunks)
+        cursor = self._execute(
+            "INSERT INTO block VALUES (NULL, ?, ?, ?, ?, 0, NULL, ?)",
+            (block.segment, block.offset, block.stored_bytes, raw, 1 if packed else None),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
 
     # Damage
 
     def _load_damaged(self) -> None:
-        self._damaged = {
-            chunk
-            for (chunk,) in self._execute(
-                "SELECT chunk.id FROM damaged JOIN chunk ON chunk.block = damaged.block"
-            )
-        }
+        rows = self._execute(
+            "SELECT id, segment, offset, chunks FROM damaged JOIN block ON block.id = damaged.block"
+        ).fetchall()
+        self._damaged = {chunk.id for row in rows for chunk in self.chunks_of(StoredBlock(*row))}
+        self._damaged.update(self.lost_chunks())
 
     def is_damaged(self, content: int) -> bool:
         """Whether a content is known to have lost bytes."""
@@ -278,7 +290,7 @@ class Contents:
         self._last_chunk = max(self._last_chunk, chunk)
         self._execute(
             "INSERT INTO chunk VALUES (?, ?, ?, 0, ?, 0)",
-            (chunk, UNKNOWN_DIGEST, NO_BLOCK, length),
+            (chunk, UNKNOWN_CHUNK_DIGEST, NO_BLOCK, length),
         )
 
     def record_check(
@@ -331,10 +343,15 @@ class Contents:
         """Have it known which chunks are in no block. In a transaction."""
         self._execute("DELETE FROM damaged WHERE block = ?", (NO_BLOCK,))
         self._execute(
-            "INSERT INTO damaged SELECT ?1 WHERE EXISTS (SELECT 1 FROM chunk WHERE block = ?1)",
-            (NO_BLOCK,),
+            f"INSERT INTO damaged SELECT {NO_BLOCK}"
+            f" WHERE EXISTS (SELECT 1 FROM chunk WHERE block = {NO_BLOCK})"
         )
         self._load_damaged()
+
+    def lost_chunks(self) -> list[int]:
+        """Those in no block."""
+        rows = self._execute(f"SELECT id FROM chunk WHERE block = {NO_BLOCK}")  # by its own index
+        return [row[0] for row in rows]
 
     def rewrite(self, content: int, recipe: bytes) -> None:
         """Give a damaged content another recipe for the same bytes."""
@@ -373,36 +390,96 @@ class Contents:
             ).fetchone()
             self._execute("UPDATE block SET live = live - ? WHERE id = ?", (length, block))
 
-    def segments(self) -> list[tuple[int, int, int, int, int]]:
-        """(segment, blocks, stored bytes, raw bytes, live raw bytes) of each."""
+    def segments(self) -> list[SegmentUse]:
+        """What the blocks of each segment hold."""
+        rows = self._execute(
+            "SELECT segment, count(*), sum(stored), sum(raw), sum(live),"
+            " sum(CASE WHEN packed THEN 0 ELSE live END) FROM block GROUP BY segment"
+        )
+        return [SegmentUse(*row) for row in rows]
+
+    def live_bytes(self, segment: int) -> int:
+        """Raw bytes of a segment that chunks claim."""
+        (live,) = self._execute(
+            "SELECT coalesce(sum(live), 0) FROM block WHERE segment = ?", (segment,)
+        ).fetchone()
+        return int(live)
+
+    def dead_bytes(self, limit: int) -> int:
+        """Bytes of the first *limit* contents that no inode names."""
+        (dead,) = self._execute(
+            "SELECT coalesce(sum(size), 0) FROM (SELECT size FROM content WHERE refs = 0 LIMIT ?)",
+            (limit,),
+        ).fetchone()
+        return int(dead)
+
+    def named_recipes(
+        self, after: tuple[int, bytes], limit: int
+    ) -> list[tuple[int, bytes, bytes | None]]:
+        """(parent, name, recipe or None) of the next *limit* names, by directory and name."""
         return self._execute(
-            "SELECT segment, count(*), sum(stored), sum(raw), sum(live) FROM block GROUP BY segment"
+            "SELECT d.parent, d.name, recipe FROM"
+            " (SELECT * FROM dentry WHERE (parent, name) > (?, ?) ORDER BY parent, name LIMIT ?) d"
+            " JOIN inode ON inode.id = d.inode LEFT JOIN content ON content.id = inode.content"
+            " ORDER BY d.parent, d.name",
+            (*after, limit),
         ).fetchall()
 
-    def chunks_in(self, segment: int) -> list[tuple[int, bytes, Location]]:
-        """(id, digest, location) of the live chunks of a segment, in order of place."""
+    def blocks_in(self, segment: int) -> list[StoredBlock]:
+        """The blocks of a segment, in order of place."""
         rows = self._execute(
-            "SELECT chunk.id, digest, segment, offset, start, length FROM block"
-            " JOIN chunk ON chunk.block = block.id WHERE segment = ? ORDER BY offset, start",
+            "SELECT id, segment, offset, chunks FROM block WHERE segment = ? ORDER BY offset",
             (segment,),
         )
-        return [(row[0], row[1], Location(*row[2:])) for row in rows]
+        return [StoredBlock(*row) for row in rows]
 
-    def move_chunks(self, block: NewBlock, chunks: Sequence[int]) -> None:
-        """Record that *chunks* now lie in *block*, in that order."""
-        raw = sum(length for _, length in block.chunks)
-        block_id = self._execute(
-            "INSERT INTO block VALUES (NULL, ?, ?, ?, ?, ?)",
-            (block.segment, block.offset, block.stored_bytes, raw, raw),
-        ).lastrowid
-        start = 0
-        for chunk, (_, length) in zip(chunks, block.chunks, strict=True):
-            self._execute(
-                "UPDATE chunk SET block = ?, start = ? WHERE id = ?", (block_id, start, chunk)
+    def chunks_of(self, block: StoredBlock) -> list[StoredChunk]:
+        """The chunks that lie in a block, in order of place. Some 2 us each."""
+        rows = [
+            row
+            for run in unpack_runs(block.chunks)
+            for row in self._execute(
+                "SELECT start, id, digest, length FROM chunk"
+                " WHERE id BETWEEN ? AND ? AND block = ?",
+                (*run, block.id),
             )
+        ]
+        return [
+            StoredChunk(chunk, digest, block.id, Location(block.segment, block.offset, start, size))
+            for start, chunk, digest, size in sorted(rows)
+        ]
+
+    def begin_move(self, block: NewBlock, chunks: Sequence[StoredChunk], *, packed: bool) -> int:
+        """Record a block that is to take over *chunks*, in that order; its id."""
+        block_id = self._insert_block(block, packed=packed)
+        ids = pack_runs(sorted(chunk.id for chunk in chunks))
+        self._execute("UPDATE block SET chunks = ? WHERE id = ?", (ids, block_id))
+        return block_id
+
+    def move_chunks(self, chunks: Sequence[StoredChunk], block: int, start: int) -> int:
+        """Record that *chunks* now lie in *block* from *start* on, in order; where they end.
+
+        One that was healed since it was looked up stays where it is now.
+        """
+        left: Counter[int] = Counter()
+        for chunk in chunks:
+            length = chunk.place.length
+            moved = self._execute(
+                "UPDATE chunk SET block = ?, start = ? WHERE id = ? AND block = ?",
+                (block, start, chunk.id, chunk.block),
+            ).rowcount
+            if moved:
+                left[chunk.block] += length
+                self._damaged.discard(chunk.id)  # it could be read after all
             start += length
+        self._executemany(
+            "UPDATE block SET live = live - ? WHERE id = ?",
+            [*((length, old) for old, length in left.items()), (-left.total(), block)],
+        )
+        return start
 
     def drop_segment(self, segment: int) -> None:
+        """Forget the blocks of a segment, from which all chunks have moved."""
         self._execute(
             "DELETE FROM damaged WHERE block IN (SELECT id FROM block WHERE segment = ?)",
             (segment,),
@@ -416,9 +493,10 @@ class Contents:
         chunks, unique = self._execute(
             "SELECT count(*), coalesce(sum(length), 0) FROM chunk WHERE refs > 0"
         ).fetchone()
-        blocks, segments, stored, raw, live = self._execute(
+        blocks, segments, stored, raw, live, young = self._execute(
             "SELECT count(*), count(DISTINCT segment), coalesce(sum(stored), 0),"
-            " coalesce(sum(raw), 0), coalesce(sum(live), 0) FROM block"
+            " coalesce(sum(raw), 0), coalesce(sum(live), 0),"
+            " coalesce(sum(CASE WHEN packed THEN 0 ELSE live END), 0) FROM block"
         ).fetchone()
         (damaged,) = self._execute(
             "SELECT count(*) FROM damaged LEFT JOIN block ON block.id = damaged.block"
@@ -439,4 +517,5 @@ class Contents:
             "block_stored_bytes": stored,
             "block_raw_bytes": raw,
             "block_live_bytes": live,
+            "young_bytes": young,
         }

@@ -1,9 +1,9 @@
 """The rows of an index as bytes that compress well: docs/FORMAT.md, "Copies of the namespace".
 
-What can be counted or computed anew is left out: reference counts, live bytes and digests, which do
-not compress and would be more than half of it; of a content's the first 8 bytes are kept. Rows are
-written in batches, a column at a time; a column of numbers as differences to what is likely, as
-narrow as they fit.
+What can be counted or computed anew is left out: reference counts, live bytes, lists of chunks, and
+digests, which do not compress and would be more than half of it; of a content's the first 8 bytes
+are kept. Rows are written in batches, a column at a time; a column of numbers as differences to
+what is likely, as narrow as they fit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from operator import sub
 from typing import Any
 
 from agentfs.index.connection import IndexConnection
-from agentfs.index.contents import UNKNOWN_DIGEST
+from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST
 
 _REST_UNKNOWN = bytes(24)
 
@@ -52,7 +52,7 @@ def batches(index: IndexConnection) -> Iterator[bytes]:
 
 
 def read(batch: bytes) -> tuple[str, list[Row]]:
-    """(table, its rows with all their columns) of a batch; counts are 0.
+    """(table, its rows with all their columns) of a batch; counts are 0, lists of chunks empty.
 
     :raises ValueError: it is none
     """
@@ -63,7 +63,7 @@ def read(batch: bytes) -> tuple[str, list[Row]]:
     pieces = _pieces(memoryview(batch)[5:])
     columns: list[Any] = []
     for _, decode in table.codecs:
-        columns.append(decode(next(pieces), count, columns))
+        columns.append(decode(next(pieces, memoryview(b"")), count, columns))
     return table.name, [table.complete(row) for row in zip(*columns, strict=True)]
 
 
@@ -142,6 +142,16 @@ def _nullable(codec: tuple[Encode, Decode]) -> tuple[Encode, Decode]:
         return [None if value == _NULL else value for value in decode(data, count, before)]
 
     return encode, decode_nulls
+
+
+def _later(codec: tuple[Encode, Decode]) -> tuple[Encode, Decode]:
+    """A last column that earlier versions did not write: NULL in their copies."""
+    encode, decode = codec
+
+    def decode_if_there(data: memoryview, count: int, before: list[Any]) -> list[Any]:
+        return decode(data, count, before) if data else [None] * count
+
+    return encode, decode_if_there
 
 
 def _beside(column: int, other: int) -> tuple[Encode, Decode]:
@@ -284,13 +294,20 @@ _TABLES = (
         "chunk",
         "SELECT id, block, length, start FROM chunk ORDER BY id",
         (_steps(0), _steps(1), _numbers(2), _following(3, 1, 2, 0)),
-        lambda row: (row[0], UNKNOWN_DIGEST, row[1], row[3], row[2], 0),
+        lambda row: (row[0], UNKNOWN_CHUNK_DIGEST, row[1], row[3], row[2], 0),
     ),
     _Table(
         "block",
-        "SELECT id, segment, stored, raw, offset FROM block ORDER BY id",
-        (_steps(0), _steps(1), _numbers(2), _numbers(3), _following(4, 1, 2, 32)),
-        lambda row: (row[0], row[1], row[4], row[2], row[3], 0),
+        "SELECT id, segment, stored, raw, offset, packed FROM block ORDER BY id",
+        (
+            _steps(0),
+            _steps(1),
+            _numbers(2),
+            _numbers(3),
+            _following(4, 1, 2, 32),
+            _later(_nullable(_steps(5))),
+        ),
+        lambda row: (row[0], row[1], row[4], row[2], row[3], 0, b"", row[5]),
     ),
     _Table("damaged", "SELECT block FROM damaged ORDER BY block", (_steps(0),)),
 )

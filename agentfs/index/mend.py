@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from agentfs.index import Index
 from agentfs.index.audit import unreachable_directories
-from agentfs.index.contents import NO_BLOCK, UNKNOWN_DIGEST, chunk_ids, recipe_parts
+from agentfs.index.contents import NO_BLOCK, UNKNOWN_CONTENT_DIGEST, chunk_ids, recipe_parts
+from agentfs.index.runs import list_chunks
 from agentfs.model import ROOT_INODE
 
 LOST_AND_FOUND = b"lost+found"
@@ -53,9 +54,11 @@ def recount(index: Index) -> None:
         chunks.update(chunk_ids(recipe))
     execute("UPDATE chunk SET refs = 0 WHERE refs <> 0")
     many("UPDATE chunk SET refs = ? WHERE id = ?", ((n, chunk) for chunk, n in chunks.items()))
+    execute("UPDATE block SET live = 0 WHERE live <> 0")
     execute(
-        "UPDATE block SET live ="
-        " (SELECT coalesce(sum(length), 0) FROM chunk WHERE chunk.block = block.id)"
+        "UPDATE block SET live = held.bytes FROM"
+        " (SELECT block, sum(length) AS bytes FROM chunk GROUP BY block) AS held"
+        " WHERE held.block = block.id"
     )
     names = Counter(row[0] for row in execute("SELECT inode FROM dentry"))
     below = Counter(
@@ -123,7 +126,9 @@ def _mend_contents(index: Index) -> Iterator[str]:
         "SELECT content, max(size) FROM inode WHERE content IS NOT NULL"
         " AND content NOT IN (SELECT id FROM content) GROUP BY content"
     ).fetchall():
-        execute("INSERT INTO content VALUES (?, ?, ?, ?, 0)", (content, UNKNOWN_DIGEST, size, b""))
+        execute(
+            "INSERT INTO content VALUES (?, ?, ?, x'', 0)", (content, UNKNOWN_CONTENT_DIGEST, size)
+        )
         index.contents.condemn(content)
         yield f"content {content} is lost: {size} bytes"
     lengths = dict(execute("SELECT id, length FROM chunk"))
@@ -157,6 +162,7 @@ def _mend_places(index: Index) -> Iterator[str]:
     index.execute(
         "DELETE FROM damaged WHERE block <> ? AND block NOT IN (SELECT id FROM block)", (NO_BLOCK,)
     )
+    list_chunks(index.execute)
     index.contents.note_lost_chunks()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from agentfs.errors import StoreDamaged
 from agentfs.index import dump
 from agentfs.index.connection import INDEX_NAME, IndexConnection, connect
+from agentfs.index.runs import list_chunks
 
 _KEYS = {
     "setting": ("name",),
@@ -34,6 +35,9 @@ _PLACE = dict.fromkeys(("setting", "inode", "content", "chunk", "block", "damage
     "xattr": 2,
 }
 """How many of the first columns are the key."""
+
+_COLUMNS_ADDED_TO = {"block": 8}
+"""How many columns a table has by now that had fewer: an index is mended before it is migrated."""
 
 _NUMBER_MAX = (1 << 63) - 1
 
@@ -127,10 +131,13 @@ def _fill(
         fresh.execute(
             "INSERT OR IGNORE INTO setting VALUES ('store_id', lower(hex(randomblob(16))))"
         )
+        fresh.execute("UPDATE chunk SET digest = substr(digest, 1, 16) WHERE length(digest) > 16")
+        list_chunks(fresh.execute)
     return result
 
 
 def _insert(fresh: IndexConnection, table: str, row: Row) -> None:
+    row += (None,) * (_COLUMNS_ADDED_TO.get(table, len(row)) - len(row))
     places = ", ".join("?" * len(row))
     fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", row)
 

@@ -4,8 +4,8 @@ A migration, once released, is never edited: a store records the names it has
 seen, and a store that has seen a name unknown here is newer than this program.
 
 Bytes matter: tests hold a small file (inode, name, content) to 250 bytes and a
-chunk to 100, indexes included. Hence integer keys, digests indexed by their
-first eight bytes only, and columns that are NULL where nothing need be said.
+chunk to 75, indexes included. Hence integer keys, chunks named by half a digest, digests
+indexed by their first four bytes only, and columns that are NULL where nothing need be said.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 
 from sqlite_utils import Database, Migrations
 
+from agentfs.index.runs import list_chunks
 from agentfs.model import ROOT_INODE
 
 APPLICATION_ID = 0x61676673
@@ -71,6 +72,14 @@ def loans(db: Database) -> None:
     """Files that name the content of what they replaced."""
     for statement in _LOANS:
         db.execute(statement)
+
+
+@migrations()
+def packing(db: Database) -> None:
+    """Chunks are named by 16 bytes, found by 4, and listed by their blocks."""
+    for statement in _PACKING:
+        db.execute(statement)
+    list_chunks(db.execute)
 
 
 _FIRST = (
@@ -150,5 +159,19 @@ _LOANS = (
     )""",
 )
 
-STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS)
+_PACKING = (
+    "UPDATE chunk SET digest = substr(digest, 1, 16)",  # from here on: 16 bytes of BLAKE3
+    "DROP INDEX chunk_digest",
+    "CREATE INDEX chunk_digest ON chunk (substr(digest, 1, 4))",
+    "DROP INDEX content_digest",
+    "CREATE INDEX content_digest ON content (substr(digest, 1, 4))",
+    "DROP INDEX chunk_block",
+    "CREATE INDEX chunk_lost ON chunk (id) WHERE block = 0",
+    """ALTER TABLE block ADD COLUMN     -- ids of all its chunks and perhaps others, see runs.py
+        chunks BLOB""",
+    """ALTER TABLE block ADD COLUMN     -- 1: by compaction, as small as it gets; NULL: as sealed
+        packed INTEGER""",
+)
+
+STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS, *_PACKING)
 """What makes all tables and indexes, in order."""

@@ -1,0 +1,106 @@
+"""Which segments are worth writing anew, and when.
+
+Garbage makes a segment worth it for gc; so do blocks that are small, as single
+fsyncs leave them. Compaction takes in addition what seals have written, which
+are fast and see only what rested together: packed anew beside their like, in
+large blocks at a strong level, the same chunks take a quarter less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from agentfs.model import SegmentUse
+
+_HEADER_ROOM_BYTES = 4096
+"""A segment is larger than its blocks by a header. By more: blocks of a seal that failed."""
+
+_TINY_SHARE = 0.25
+"""A segment whose blocks are on average smaller than this share of a full one is merged."""
+
+_YOUNG_SHARE = 0.1
+"""Of a segment's live bytes, from which on compaction takes it."""
+
+WORTH_BYTES = 8 << 20
+"""Young or garbage bytes for which background work begins: a block."""
+
+REST_S = 60.0
+"""Without a change, after which background work begins."""
+
+BACKLOG_BYTES = 256 << 20
+"""Young bytes for which it begins without rest: a store that is always written must not grow."""
+
+
+def garbage_bytes(use: SegmentUse, file_bytes: int) -> float:
+    """Stored bytes of a segment that nothing needs."""
+    return use.stored * (1 - use.live / use.raw) + _unknown_bytes(use, file_bytes)
+
+
+def _unknown_bytes(use: SegmentUse, file_bytes: int) -> int:
+    unknown = file_bytes - use.stored
+    return unknown if unknown > _HEADER_ROOM_BYTES else 0
+
+
+def is_garbage(use: SegmentUse, file_bytes: int, share: float) -> bool:
+    """Whether at least *share* of the segment is garbage, and some is."""
+    garbage = garbage_bytes(use, file_bytes)
+    whole = use.stored + _unknown_bytes(use, file_bytes)
+    return use.live == 0 or (garbage > 0 and garbage >= share * whole)
+
+
+def to_collect(
+    uses: Iterable[SegmentUse], sizes: Mapping[int, int], *, garbage_share: float, block_bytes: int
+) -> list[SegmentUse]:
+    """The segments that gc rewrites.
+
+    :param sizes: of the segments' files
+    :param block_bytes: of a full block of a seal
+    """
+    return [
+        use
+        for use in uses
+        if is_garbage(use, sizes.get(use.number, use.stored), garbage_share)
+        or (use.blocks > 1 and use.raw / use.blocks < block_bytes * _TINY_SHARE)
+    ]
+
+
+def to_compact(
+    uses: Iterable[SegmentUse],
+    sizes: Mapping[int, int],
+    *,
+    garbage_share: float,
+    segment_bytes: int,
+) -> list[SegmentUse]:
+    """The segments that compaction rewrites, in the order in which they were made.
+
+    A packed segment that is no larger than all that is rewritten already, and less than half
+    full, is taken along: so what trickles in does not end as a thousand small segments, and a
+    byte is rewritten as often as its segment doubles.
+
+    :param segment_bytes: of a full segment
+    """
+    chosen: list[SegmentUse] = []
+    others: list[SegmentUse] = []
+    for use in uses:
+        size = sizes.get(use.number, use.stored)
+        is_young = use.young > 0 and use.young >= _YOUNG_SHARE * use.live
+        (chosen if is_young or is_garbage(use, size, garbage_share) else others).append(use)
+    taken = sum(use.live for use in chosen)
+    for use in sorted(others, key=lambda use: use.live):
+        if use.live > taken or use.stored > segment_bytes // 2:
+            break
+        chosen.append(use)
+        taken += use.live
+    return sorted(chosen, key=lambda use: use.number)
+
+
+def is_due(young: int, garbage: float, rested_s: float) -> bool:
+    """Whether background work should begin.
+
+    :param young: raw bytes that compaction has not written
+    :param garbage: bytes that could be given back
+    :param rested_s: since the store last changed
+    """
+    if young >= BACKLOG_BYTES:
+        return True
+    return rested_s >= REST_S and (young >= WORTH_BYTES or garbage >= WORTH_BYTES)
