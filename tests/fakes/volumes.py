@@ -329,6 +329,9 @@ class Shell:
             os.fsencode(source), os.fsencode(target), replaces=replaces, progress=quiet
         )
 
+    async def compact(self) -> dict[str, int]:
+        return await self.volume.compact(quiet)
+
     async def collect(self) -> dict[str, int]:
         return await self.volume.collect(quiet)
 
