@@ -341,6 +341,10 @@ class Agentfs(Target):
         answer: dict[str, Any] = json.loads(self._call("stats", "--json", self.root))
         return answer
 
+    def compact(self) -> None:
+        """Have it packed as small as it gets."""
+        self._call("compact", self.root)
+
     def stored_bytes(self) -> int:
         return directory_bytes(self.store)["allocated"]
 

@@ -7,7 +7,8 @@ import errno
 import functools
 import json
 import random
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from agentfs.policy import compaction
 from fakes.disk import Disk, DiskStore, watch
 from fakes.recount import miscounts
 from fakes.volumes import KIB, MIB, Machine, Shell, profile, quiet, running
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1" / "store"
+"""Written by 0.1.0 before it had compaction: digests of 32 bytes, no lists of chunks."""
 
 WORDS = ("read", "wrote", "ran", "failed", "thought", "file", "test", "tool", "result", "agent")
 
@@ -57,12 +61,12 @@ async def assert_intact(shell: Shell, files: dict[str, bytes]) -> None:
 
 
 @pytest.fixture
-def disk(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+def disk(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     """The disk below the machine's store."""
     disk = Disk(machine.store, tmp_path / "durable")
     monkeypatch.setattr(DiskStore, "disk", disk, raising=False)
     monkeypatch.setattr(volume_module, "Store", DiskStore)
-    yield disk
+    return disk
 
 
 # What it is for
@@ -90,7 +94,10 @@ async def test_neighbours_in_a_directory_lie_side_by_side(shell: Shell) -> None:
     files = await fill(shell, 20)
     await shell.compact()
     (segment,) = (number for number, size in shell.volume._store.segments() if size > KIB)
-    order = [chunk.id for chunk in shell.volume.index.contents.chunks_in(segment)]
+    contents = shell.volume.index.contents
+    order = [
+        chunk.id for block in contents.blocks_in(segment) for chunk in contents.chunks_of(block)
+    ]
     expected = [
         chunk for path in sorted(files) for chunk, _ in shell.recipe(path) if chunk is not None
     ]
@@ -327,6 +334,27 @@ async def test_without_room_for_a_segment_compaction_says_so_and_changes_nothing
     with pytest.raises(OSError, match="no space left"):
         await shell.compact()
     assert shell.segment_bytes() == before
+    await assert_intact(shell, files)
+
+
+# A store of before
+
+
+async def test_a_store_of_the_first_schema_is_read_continued_and_compacted(
+    machine: Machine,
+) -> None:
+    shutil.copytree(GOLDEN, machine.store, dirs_exist_ok=True)
+    shell = machine.open()
+    text = b"".join(b"%d the agent read a file and wrote another\n" % n for n in range(1500))
+    files = {"/d/text": text, "/d/head": text[:30000], "/copy": text, "/small": b"small"}
+    await assert_intact(shell, files)
+    before = shell.segment_bytes()
+    await shell.write("/again", text)
+    await shell.write("/longer", text + b"and more")
+    await shell.sync()
+    assert shell.segment_bytes() - before < 600, "its chunks are found"
+    files |= {"/again": text, "/longer": text + b"and more"}
+    await shell.compact()
     await assert_intact(shell, files)
 
 
