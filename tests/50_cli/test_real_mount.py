@@ -409,3 +409,36 @@ def test_the_tours_files_are_small_and_licensed() -> None:
     readme = (examples / "README.md").read_text()
     for folder in examples.glob("*/*/"):
         assert f"`{folder.relative_to(examples)}/`" in readme
+
+
+def test_compact_packs_what_is_sealed_and_stats_say_so(mounted: Any) -> None:
+    for number in range(20):
+        (mounted.path / f"{number}").write_bytes(b"%d " % number + LINE * 300)
+    mounted.agentfs("sync", mounted.path)
+    assert mounted.stats()["young_bytes"] > 0
+    answer = json.loads(mounted.agentfs("compact", mounted.path, "--json"))
+    assert answer["rewritten_bytes"] > 0
+    assert mounted.stats()["young_bytes"] == 0
+    mounted.remount()
+    for number in range(20):
+        assert (mounted.path / f"{number}").read_bytes() == b"%d " % number + LINE * 300
+
+
+def test_a_mount_that_compacts_is_unmounted_at_once(mounted: Any) -> None:
+    words = random.Random(1).choices([b"agent", b"tool", b"result", b"file"], k=3_000_000)
+    (mounted.path / "text").write_bytes(b" ".join(words))
+    mounted.agentfs("sync", mounted.path)
+    compacting = subprocess.Popen(
+        [sys.executable, "-m", "agentfs.cli", "compact", mounted.path],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    for _ in range(200):
+        if mounted.stats()["compaction"] == "running":
+            break
+        time.sleep(0.02)
+    started = time.monotonic()
+    mounted.remount()
+    assert time.monotonic() - started < 5, "of some 10 s of work"
+    compacting.wait(timeout=30)
+    assert (mounted.path / "text").read_bytes() == b" ".join(words)
