@@ -26,7 +26,7 @@ from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.filesystem.rewrite import Packing, Rewriter, Stopped
-from agentfs.filesystem.room import Room
+from agentfs.filesystem.staging import Staging
 from agentfs.index import Index
 from agentfs.model import SegmentUse, StoredChunk
 from agentfs.policy.compaction import REST_S, garbage_bytes, is_due, to_collect, to_compact
@@ -95,7 +95,7 @@ class Collector:
         reader: ContentReader,
         durability: Durability,
         gate: Gate,
-        room: Room,
+        staging: Staging,
         rewriter: Rewriter,
         *,
         is_busy: Callable[[], bool],
@@ -122,7 +122,7 @@ class Collector:
         self._reader = reader
         self._durability = durability
         self._gate = gate
-        self._room = room
+        self._staging = staging
         self._rewriter = rewriter
         self._is_busy = is_busy
         self._on_removed = on_removed
@@ -247,7 +247,7 @@ class Collector:
 
         async with self._at_pace(pace, gives_way=True):
             for group in _rounds(victims):
-                self._room.require(sum(use.stored for use in group))
+                self._staging.require_disk(sum(use.stored for use in group))
                 numbers = [use.number for use in group]
                 chunks = await self._in_order(numbers)
                 await self._rewriter.rewrite(numbers, chunks, self._packed, threads, moved)

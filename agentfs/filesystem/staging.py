@@ -349,6 +349,11 @@ class Staging:
         """Whether so much more, sealed after all that is staged, might find the disk full."""
         return self.free_bytes() <= growth_bytes
 
+    def require_disk(self, size_bytes: int) -> None:
+        """:raises OSError: ENOSPC, when so much would take the room of what is staged"""
+        if self.lacks_disk(size_bytes):
+            raise OSError(errno.ENOSPC, "no space left below the store")
+
     async def wait_for_disk(self, growth_bytes: int) -> None:
         """Return when sealing has made sure of room on disk for so much more.
 

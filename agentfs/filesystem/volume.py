@@ -115,7 +115,7 @@ class Volume:
             reader,
             self.durability,
             gate,
-            self.staging.room,
+            self.staging,
             Rewriter(self.index, self._store, segments, self.durability),
             is_busy=lambda: self.sealer.is_busy or reader.is_busy,
             on_removed=self._copy_anew,

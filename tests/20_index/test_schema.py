@@ -77,6 +77,7 @@ def test_every_query_of_a_row_by_its_key_uses_an_index(tmp_path: Path) -> None:
         "SELECT id FROM chunk WHERE refs = 0 LIMIT ?",
         "SELECT id FROM inode WHERE nlink = 0",
         "SELECT id FROM block WHERE segment = ?",
+        "SELECT id FROM chunk WHERE block = 0",
         "SELECT id FROM chunk WHERE id BETWEEN ? AND ? AND block = ?",
     ):
         values = (1,) * query.count("?")

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 import trio
 
-from agentfs.filesystem import reclaim
+from agentfs.filesystem import copies, reclaim
 from agentfs.filesystem import volume as volume_module
-from agentfs.model import SegmentUse
+from agentfs.filesystem.fsck import check
+from agentfs.filesystem.repair import repair
+from agentfs.model import NewBlock, SegmentUse
 from agentfs.policy import compaction
+from fakes.damage import damage_block, is_lost, place_of, segment_path
 from fakes.disk import Disk, DiskStore, watch
 from fakes.recount import miscounts
 from fakes.volumes import KIB, MIB, Machine, Shell, profile, quiet, running
@@ -140,6 +143,102 @@ async def test_a_damaged_block_stays_and_the_rest_is_compacted(machine: Machine)
     assert not miscounts(shell.volume.index)
     assert (machine.store / "segments" / f"{broken.segment:016x}.seg").exists()
     assert len(files) == 10
+
+
+async def test_damage_that_compaction_meets_is_marked_and_heals(machine: Machine) -> None:
+    shell = machine.open(profile(block_bytes=64 * KIB))
+    files = await fill(shell, 10)
+    await shell.sync()
+    broken = place_of(shell, "/003")
+    damage_block(machine.store, broken)
+    shell.volume._store.drop_cache()
+    for _ in range(2):
+        await shell.compact()
+        assert shell.volume.index.contents.damaged_segments() == {broken.segment}
+        assert segment_path(machine.store, broken.segment).exists()
+    assert await is_lost(shell, "/003", 0, 30_000)
+    await shell.write("/again", files["/003"])
+    await shell.sync()
+    await shell.compact()
+    assert not segment_path(machine.store, broken.segment).exists()
+    await assert_intact(shell, files)
+
+
+async def test_a_chunk_that_heals_while_it_moves_is_counted_once(shell: Shell) -> None:
+    await shell.write("/file", noise(1, 3 * KIB))
+    await shell.sync()
+    contents, index = shell.volume.index.contents, shell.volume.index
+    place = place_of(shell, "/file")
+    (block,) = contents.blocks_in(place.segment)
+    chunks = contents.chunks_of(block)
+    named = [(chunk.digest, chunk.place.length) for chunk in chunks]
+    with index.transaction:
+        moving = contents.begin_move(NewBlock(90, 32, 99, named), chunks, packed=True)
+        contents.mark_damaged(place.segment, place.offset)
+        contents.add_block(NewBlock(91, 32, 99, named), are_new=True)
+    with index.transaction:
+        contents.move_chunks(chunks, moving, 0)
+    assert [contents.live_bytes(segment) for segment in (place.segment, 90)] == [0, 0]
+    assert place_of(shell, "/file").segment == 91
+    assert not miscounts(index)
+
+
+async def test_a_lost_index_comes_back_as_compacted_as_it_was(machine: Machine) -> None:
+    shell = machine.open()
+    files = await fill(shell, 20)
+    await shell.compact()
+    machine.kill()  # so the copy is the one that compaction made
+    (machine.store / "index.db").write_bytes(b"")
+    (machine.store / "index.db-wal").unlink(missing_ok=True)
+    assert repair(machine.store, lambda what, done, total: None).report.is_clean
+    shell = machine.open()
+    assert shell.volume.stats()["young_bytes"] == 0
+    await assert_intact(shell, files)
+    for path in list(files)[:10]:
+        shell.unlink(path)
+        del files[path]
+    await shell.collect()
+    await assert_intact(shell, files)
+
+
+async def test_a_check_ends_compaction_that_nobody_asked_for_and_it_goes_on_later(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reclaim, "_LOOK_S", 0.05)
+    monkeypatch.setattr(compaction, "REST_S", 0.2)
+    monkeypatch.setattr(compaction, "WORTH_BYTES", MIB)
+    shell = machine.open()
+    files = await fill(shell)
+    busy = True
+    monkeypatch.setattr(shell.volume._collector, "_is_busy", lambda: busy)
+    async with running(shell.volume):
+        with trio.fail_after(60):
+            while shell.volume.stats()["compaction"] != "waiting":
+                await trio.sleep(0.05)
+            report = await shell.volume.check(lambda what, done, total: None)
+            assert report["clean"]
+            busy = False
+            while shell.volume.stats()["young_bytes"]:
+                await trio.sleep(0.05)
+    await assert_intact(shell, files)
+
+
+async def test_compaction_that_nobody_asked_for_leaves_a_copy_of_the_namespace(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reclaim, "_LOOK_S", 0.05)
+    monkeypatch.setattr(compaction, "REST_S", 0.2)
+    monkeypatch.setattr(compaction, "WORTH_BYTES", MIB)
+    shell = machine.open()
+    await fill(shell)
+    assert not copies.size_bytes(machine.store)
+    async with running(shell.volume):
+        with trio.fail_after(30):
+            while not copies.size_bytes(machine.store):
+                await trio.sleep(0.05)
+    assert not shell.volume.stats()["young_bytes"]
+    await machine.unmount()
+    assert check(machine.store, lambda what, done, total: None).is_clean
 
 
 # Beside others
@@ -330,7 +429,7 @@ async def test_without_room_for_a_segment_compaction_says_so_and_changes_nothing
     def full(size_bytes: int) -> None:
         raise OSError(errno.ENOSPC, "no space left below the store")
 
-    monkeypatch.setattr(shell.volume.staging.room, "require", full)
+    monkeypatch.setattr(shell.volume.staging, "require_disk", full)
     with pytest.raises(OSError, match="no space left"):
         await shell.compact()
     assert shell.segment_bytes() == before

@@ -351,6 +351,10 @@ def misplace_a_chunk(index: Index) -> None:
     index.execute("UPDATE chunk SET start = start + 1 WHERE id = 5")
 
 
+def forget_a_list(index: Index) -> None:
+    index.execute("UPDATE block SET chunks = x'' WHERE id = 2")
+
+
 def rename_a_content(index: Index) -> None:
     index.execute("UPDATE content SET digest = randomblob(32) WHERE id = 2")
 
@@ -366,6 +370,7 @@ def rename_a_content(index: Index) -> None:
         forget_a_content,
         forget_a_block,
         misplace_a_chunk,
+        forget_a_list,
         rename_a_content,
     ],
 )
