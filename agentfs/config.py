@@ -64,7 +64,7 @@ class Store:
     cache_bytes: int = _key(32 * MIB, 0, TIB)
     """Decompressed blocks kept in the daemon's memory; 0 keeps none."""
 
-    gc_garbage_share: float = _key(0.5, 0.01, 1.0)
+    gc_garbage_share: float = _key(0.2, 0.01, 1.0)
     """gc rewrites a segment when at least this share of its bytes is garbage."""
 
     compact_level: int = _key(19, 1, 22)

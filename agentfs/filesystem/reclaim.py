@@ -16,6 +16,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import trio
 
@@ -29,7 +30,15 @@ from agentfs.filesystem.rewrite import Packing, Rewriter, Stopped
 from agentfs.filesystem.staging import Staging
 from agentfs.index import Index
 from agentfs.model import SegmentUse, StoredChunk
-from agentfs.policy.compaction import REST_S, garbage_bytes, is_due, to_collect, to_compact
+from agentfs.policy.compaction import (
+    REST_S,
+    garbage_bytes,
+    is_due,
+    is_too_much,
+    live_bytes,
+    to_collect,
+    to_compact,
+)
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +148,10 @@ class Collector:
         """Remove all garbage there is.
 
         :param progress: called with (segments done, segments to rewrite)
-        :raises OSError: no room to rewrite a segment; what was done is kept
+        :raises OSError: no room to rewrite any of the segments that are left; what was done is kept
         """
         async with self.alone():
-            result = await self._collect(progress)
+            result = await self._collect(_FULL_PACE, _CORES, progress, gives_way=False)
         if result.segments:
             await self._on_removed()
         return result
@@ -175,11 +184,17 @@ class Collector:
             if changes == settled or self._one_at_a_time.locked():
                 continue
             rested_s = trio.current_time() - since
-            if is_due(*self._backlog(), rested_s):
+            young, garbage, stored = self._backlog()
+            work: Callable[[], Awaitable[Reclaimed]] | None = None
+            if is_due(young, garbage, rested_s):
+                work = partial(self._compact, pace, threads, _nobody_looks)
+            elif is_too_much(garbage, stored, self._garbage_share):
+                work = partial(self._collect, pace, threads, _nobody_looks, gives_way=True)
+            if work is not None:
                 removed = self._rewriter.removed
                 with trio.CancelScope() as self._background:
                     async with self._one_at_a_time:
-                        await self._try_to_compact(pace, threads)
+                        await _try(work)
                 changes = self._index.changes
                 if not self._background.cancel_called:
                     settled = changes
@@ -188,22 +203,13 @@ class Collector:
             elif rested_s >= REST_S:
                 settled = changes
 
-    async def _try_to_compact(self, pace: int, threads: int) -> None:
-        try:
-            result = await self._compact(pace, threads, lambda done, total: None)
-        except OSError as error:
-            log.error("cannot compact: %s; it is tried again when the store has changed", error)
-        else:
-            log.info(
-                "compacted %d segments, %d bytes given back", result.segments, result.stored_bytes
-            )
-
-    def _backlog(self) -> tuple[int, float]:
-        """(raw bytes that compaction has not packed, bytes that could be given back)."""
+    def _backlog(self) -> tuple[int, float, int]:
+        """(raw bytes not packed yet, bytes that could be given back, bytes of all segments)."""
         sizes = dict(self._store.segments())
         uses = self._readable(self._contents.segments())
         garbage = sum(garbage_bytes(use, sizes.get(use.number, use.stored)) for use in uses)
-        return sum(use.young for use in uses), garbage + self._contents.dead_bytes(_DEAD_LOOKED_AT)
+        garbage += self._contents.dead_bytes(_DEAD_LOOKED_AT)
+        return sum(use.young for use in uses), garbage, sum(sizes.values())
 
     def _readable(self, uses: Sequence[SegmentUse]) -> list[SegmentUse]:
         """Those without damaged blocks that files need: a disk may read them again one day."""
@@ -217,16 +223,20 @@ class Collector:
         async with self._one_at_a_time:
             yield
 
-    async def _collect(self, progress: Callable[[int, int], None]) -> Reclaimed:
+    async def _collect(
+        self, pace: int, threads: int, progress: Callable[[int, int], None], *, gives_way: bool
+    ) -> Reclaimed:
         result, before, removed = Reclaimed(), self._stored_bytes(), self._rewriter.removed
         victims = await self._drop(result, self._to_collect)
-        async with self._at_pace(_FULL_PACE, gives_way=False):
+        async with self._at_pace(pace, gives_way=gives_way):
             for done, use in enumerate(victims):
                 progress(done, len(victims))
+                if use.live:
+                    self._staging.room.require_for_gc(live_bytes(use))
                 chunks = await self._chunks_in([use.number])
                 packing = self._sealed if 2 * use.young >= use.live else self._packed
                 await self._rewriter.rewrite(
-                    [use.number], chunks, packing, _CORES, lambda moved: None
+                    [use.number], chunks, packing, threads, lambda moved: None
                 )
                 result.rewritten_bytes += use.live
         result.segments += self._rewriter.removed - removed
@@ -379,6 +389,19 @@ class Collector:
             count += len(dead)
             await trio.lowlevel.checkpoint()
         return count
+
+
+async def _try(work: Callable[[], Awaitable[Reclaimed]]) -> None:
+    try:
+        result = await work()
+    except OSError as error:
+        log.error("background work: %s; it is tried again when the store has changed", error)
+    else:
+        log.info("%d segments less, %d bytes given back", result.segments, result.stored_bytes)
+
+
+def _nobody_looks(done: int, total: int) -> None:
+    """Progress of work in the background."""
 
 
 def _rounds(uses: Sequence[SegmentUse]) -> Iterator[list[SegmentUse]]:

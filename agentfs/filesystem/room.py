@@ -26,15 +26,23 @@ class Room:
 
     def require(self, size_bytes: int) -> None:
         """:raises OSError: ENOSPC, when *size_bytes* of data would leave too little"""
-        if self.spare_bytes() < size_bytes:
-            raise _no_space()
+        self._require_beyond(1, size_bytes)
 
     def require_for_seal(self, size_bytes: int) -> None:
         """The same for bytes that were accepted already: they may have half of the reserve.
 
         What was accepted was weighed without rows, headers and what does not compress.
         """
-        if self.spare_bytes() + self._reserve_bytes(os.statvfs(self._store)) // 2 < size_bytes:
+        self._require_beyond(0.5, size_bytes)
+
+    def require_for_gc(self, size_bytes: int) -> None:
+        """The same for copies that give back more than they take: the index keeps a quarter."""
+        self._require_beyond(0.25, size_bytes)
+
+    def _require_beyond(self, share: float, size_bytes: int) -> None:
+        """:param share: of the reserve, which must stay"""
+        disk = os.statvfs(self._store)
+        if _free_bytes(disk) - int(_reserve_bytes(disk) * share) < size_bytes:
             raise _no_space()
 
     @property
@@ -45,11 +53,15 @@ class Room:
     def spare_bytes(self) -> int:
         """What data may take; less than nothing when the reserve is in use."""
         disk = os.statvfs(self._store)
-        return disk.f_bavail * disk.f_frsize - self._reserve_bytes(disk)
+        return _free_bytes(disk) - _reserve_bytes(disk)
 
-    @staticmethod
-    def _reserve_bytes(disk: os.statvfs_result) -> int:
-        return min(RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
+
+def _free_bytes(disk: os.statvfs_result) -> int:
+    return disk.f_bavail * disk.f_frsize
+
+
+def _reserve_bytes(disk: os.statvfs_result) -> int:
+    return min(RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
 
 
 def _no_space() -> OSError:

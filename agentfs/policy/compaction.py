@@ -31,9 +31,14 @@ BACKLOG_BYTES = 256 << 20
 """Young bytes for which it begins without rest: a store that is always written must not grow."""
 
 
-def garbage_bytes(use: SegmentUse, file_bytes: int) -> float:
+def live_bytes(use: SegmentUse) -> int:
+    """Stored bytes of a segment that chunks need."""
+    return round(use.stored * use.live / use.raw)
+
+
+def garbage_bytes(use: SegmentUse, file_bytes: int) -> int:
     """Stored bytes of a segment that nothing needs."""
-    return use.stored * (1 - use.live / use.raw) + _unknown_bytes(use, file_bytes)
+    return use.stored - live_bytes(use) + _unknown_bytes(use, file_bytes)
 
 
 def _unknown_bytes(use: SegmentUse, file_bytes: int) -> int:
@@ -51,17 +56,18 @@ def is_garbage(use: SegmentUse, file_bytes: int, share: float) -> bool:
 def to_collect(
     uses: Iterable[SegmentUse], sizes: Mapping[int, int], *, garbage_share: float, block_bytes: int
 ) -> list[SegmentUse]:
-    """The segments that gc rewrites.
+    """The segments that gc rewrites, those first that take least: what one frees, another takes.
 
     :param sizes: of the segments' files
     :param block_bytes: of a full block of a seal
     """
-    return [
+    chosen = [
         use
         for use in uses
         if is_garbage(use, sizes.get(use.number, use.stored), garbage_share)
         or (use.blocks > 1 and use.raw / use.blocks < block_bytes * _TINY_SHARE)
     ]
+    return sorted(chosen, key=live_bytes)
 
 
 def to_compact(
@@ -95,7 +101,7 @@ def to_compact(
 
 
 def is_due(young: int, garbage: float, rested_s: float) -> bool:
-    """Whether background work should begin.
+    """Whether compaction should begin.
 
     :param young: raw bytes that compaction has not written
     :param garbage: bytes that could be given back
@@ -104,3 +110,12 @@ def is_due(young: int, garbage: float, rested_s: float) -> bool:
     if young >= BACKLOG_BYTES:
         return True
     return rested_s >= REST_S and (young >= WORTH_BYTES or garbage >= WORTH_BYTES)
+
+
+def is_too_much(garbage: float, stored: int, share: float) -> bool:
+    """Whether gc should begin although the store changes: garbage must not grow without bound.
+
+    :param stored: bytes of all segments
+    :param share: of them that may be garbage
+    """
+    return garbage >= max(WORTH_BYTES, share * stored)

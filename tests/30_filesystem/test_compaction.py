@@ -201,6 +201,31 @@ async def test_a_lost_index_comes_back_as_compacted_as_it_was(machine: Machine) 
     await assert_intact(shell, files)
 
 
+async def test_garbage_is_given_back_while_the_store_changes_all_the_time(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reclaim, "_LOOK_S", 0.05)
+    monkeypatch.setattr(compaction, "WORTH_BYTES", 100 * KIB)
+    shell = machine.open()
+    for number in range(8):
+        await shell.write(f"/{number}", random.Random(number).randbytes(100 * KIB))
+    await shell.sync()
+    full = shell.segment_bytes()
+    for number in range(4):
+        shell.unlink(f"/{number}")
+    changes = 0
+    async with running(shell.volume):
+        with trio.fail_after(30):
+            while shell.segment_bytes() > full * 0.6:
+                changes += 1
+                shell.mkdir(f"/d{changes}")
+                await trio.sleep(0.02)
+    assert shell.volume.stats()["young_bytes"] >= 4 * 100 * KIB, "gc, which does not pack"
+    assert not miscounts(shell.volume.index)
+    for number in range(4, 8):
+        assert await shell.read(f"/{number}") == random.Random(number).randbytes(100 * KIB)
+
+
 async def test_a_check_ends_compaction_that_nobody_asked_for_and_it_goes_on_later(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,8 +514,16 @@ def test_a_packed_segment_with_much_garbage_is_chosen() -> None:
 
 
 def test_background_work_waits_for_rest_unless_much_has_piled_up() -> None:
-    assert not compaction.is_due(compaction.WORTH_BYTES, 0, 1.0)
-    assert compaction.is_due(compaction.WORTH_BYTES, 0, compaction.REST_S)
-    assert compaction.is_due(0, compaction.WORTH_BYTES, compaction.REST_S)
+    worth, rest_s = compaction.WORTH_BYTES, compaction.REST_S
+    assert not compaction.is_due(worth, 0, 1.0)
+    assert compaction.is_due(worth, 0, rest_s)
+    assert not compaction.is_due(0, worth, 1.0)
+    assert compaction.is_due(0, worth, rest_s)
     assert not compaction.is_due(MIB, MIB, 1e6)
     assert compaction.is_due(compaction.BACKLOG_BYTES, 0, 0.0)
+
+
+def test_garbage_is_bounded_in_a_store_that_never_rests() -> None:
+    assert compaction.is_too_much(200 * MIB, 1000 * MIB, 0.2)
+    assert not compaction.is_too_much(199 * MIB, 1000 * MIB, 0.2)
+    assert not compaction.is_too_much(MIB, 2 * MIB, 0.2), "not worth it"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import sqlite3
 import stat
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentfs.config import Store
 from agentfs.filesystem import room
 from contracts.namespace import refused
 from fakes.recount import miscounts
-from fakes.volumes import Machine, Shell, profile, running
+from fakes.volumes import KIB, MIB, Machine, Shell, profile, running
 
 
 @contextmanager
@@ -126,6 +130,60 @@ async def test_removing_goes_on_where_data_finds_no_room(shell: Shell) -> None:
         await shell.collect()
     await shell.sync()
     assert await shell.read("/more") == b"more" * 1000
+
+
+def half_garbage(number: int) -> bytes:
+    return random.Random(number).randbytes(300 * KIB)
+
+
+async def shell_with_segments_of_two_files(machine: Machine) -> Shell:
+    small = replace(profile(), store=Store(segment_bytes=MIB, block_bytes=300 * KIB, level=1))
+    shell = machine.open(small)
+    for number in range(24):
+        await shell.write(f"/{number}", half_garbage(number))
+        await shell.seal(f"/{number}")
+    return shell
+
+
+@contextmanager
+def disk_of(shell: Shell, free: int) -> Iterator[None]:
+    """The store lies on a disk of 64 MiB that has so much room now, and more when it shrinks."""
+    full = shell.segment_bytes() + free
+
+    def statvfs(path: Path) -> Disk:
+        return Disk(64 * MIB, 1, full - shell.segment_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room.os, "statvfs", statvfs)
+        yield
+
+
+async def test_gc_on_a_full_disk_begins_with_what_takes_least(machine: Machine) -> None:
+    """Room for one copy at most; what one segment frees, the next takes."""
+    shell = await shell_with_segments_of_two_files(machine)
+    kept = [number for number in range(12) if number % 3] + [23]
+    for number in set(range(24)) - set(kept):
+        shell.unlink(f"/{number}")
+    before = shell.segment_bytes()
+    with disk_of(shell, free=2 * MIB):
+        await shell.collect()
+        assert os.statvfs(machine.store).f_bavail > before // 2
+    for number in kept:
+        assert await shell.read(f"/{number}") == half_garbage(number)
+    assert not miscounts(shell.volume.index)
+
+
+async def test_gc_that_finds_no_room_leaves_the_index_its_own(machine: Machine) -> None:
+    shell = await shell_with_segments_of_two_files(machine)
+    for number in range(0, 24, 3):
+        shell.unlink(f"/{number}")
+    before = shell.segment_bytes()
+    with disk_of(shell, free=MIB), refused(errno.ENOSPC):
+        await shell.collect()
+    assert shell.segment_bytes() <= before
+    await shell.collect()
+    assert shell.segment_bytes() < before
+    assert not miscounts(shell.volume.index)
 
 
 async def test_content_that_is_known_is_sealed_even_without_room(shell: Shell) -> None:
