@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from agentfs.index import Index
+from fakes.history import History, Seen
 from fakes.load import Load
 from fakes.power import LoopDisk
 from fakes.recount import miscounts
@@ -76,11 +78,25 @@ def test_a_power_cut_at_any_moment_loses_nothing_fsynced_and_tears_nothing(
     for cut in range(CUTS):
         with load.running():
             time.sleep(rng.uniform(0.3, 2.0))
+            load.power_fails()
             disk.cut_power()
             mounted.kill()
         restart(mounted, disk)
         load.check(lambda history: history.after_cut, f"cut {cut}")
     assert_consistent(mounted)
+
+
+def test_an_fsync_promises_nothing_that_was_answered_after_the_power_failed(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    old = {"a": Seen(1, 0o644, b"old"), "b": Seen(2, 0o644, b"")}
+    done = [("rename", "b", "a"), ("create", "b"), ("fsync", "b")]
+    log.write_text("".join(f"{json.dumps(op)}\nok {at}.5\n" for at, op in enumerate(done)))
+    for power_fails_at in (2.0, 3.0):
+        history = History.read(log, old, msync_reaches_us=True, power_fails_at=power_fails_at)
+        is_allowed = history.after_cut(old) is None
+        assert is_allowed == (power_fails_at < 2.5)
 
 
 def replace(path: Path, data: bytes, mode: int = 0o644, *, another: Path | None = None) -> None:

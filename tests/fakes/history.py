@@ -8,6 +8,7 @@ there.
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -116,12 +117,23 @@ class History:
         self.ops: list[Op] = []
 
     @classmethod
-    def read(cls, log: Path, before: dict[str, Seen], *, msync_reaches_us: bool) -> History:
-        """A history as a recorder wrote it down."""
+    def read(
+        cls,
+        log: Path,
+        before: dict[str, Seen],
+        *,
+        msync_reaches_us: bool,
+        power_fails_at: float = math.inf,
+    ) -> History:
+        """A history as a recorder wrote it down.
+
+        :param power_fails_at: by time.monotonic(); no program hears an answer after it
+        """
         history = cls(before, msync_reaches_us=msync_reaches_us)
         for line in log.read_text().splitlines() if log.exists() else ():
-            if line == "ok":
-                history.done()
+            if line.startswith("ok "):
+                if float(line[3:]) < power_fails_at:
+                    history.done()
             elif not line.startswith("#"):
                 history.begin(tuple(json.loads(line)))
         return history

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ class Load:
         self._writers = writers
         self._seed = seed * 1000
         self._histories: list[History] = []
+        self._power_fails_at = math.inf
         self._before: list[dict[str, Seen]] = [{} for _ in range(writers)]
         self.operations = 0
         logs.mkdir()
@@ -34,6 +37,7 @@ class Load:
     def running(self) -> Iterator[None]:
         """They run while the block does, which is to end the mount, and have ended after it."""
         self._seed += self._writers
+        self._power_fails_at = math.inf
         logs = [self._logs / f"{self._seed + number}" for number in range(self._writers)]
         programs = [
             subprocess.Popen(
@@ -53,10 +57,24 @@ class Load:
             for program in programs:
                 program.wait(ENDS_S)
         self._histories = [
-            History.read(log, before, msync_reaches_us=self._is_plain)
+            History.read(
+                log,
+                before,
+                msync_reaches_us=self._is_plain,
+                power_fails_at=self._power_fails_at,
+            )
             for log, before in zip(logs, self._before, strict=True)
         ]
         self.operations += sum(len(history.ops) for history in self._histories)
+
+    def power_fails(self) -> None:
+        """The programs hear no answer from now on.
+
+        Here they outlive the cut by some milliseconds, in which the kernel lies to them: an
+        fdatasync that was under way at FS_IOC_SHUTDOWN may report success for what is lost. Four
+        processes that did nothing else, without agentfs: in 9 of 150 cuts of ext4, 5 of 100 of XFS.
+        """
+        self._power_fails_at = time.monotonic()
 
     def check(self, verdict: Callable[[History], Verdict], when: str) -> None:
         """What is there must be right after what was done. What follows begins with it.

@@ -3,7 +3,8 @@
     python recorder.py FOLDER LOG SEED
 
 Ends at the first error, as when the mount has died, or on SIGTERM. Each line of LOG is an
-operation, as JSON, or `ok` for the one before it; `History.read` makes sense of them.
+operation, as JSON, or `ok TIME` for the one before it, by time.monotonic();
+`History.read` makes sense of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +191,7 @@ def main() -> None:
             op = choose.next_op()
             os.write(out, json.dumps(op).encode() + b"\n")
             perform(op)
-            os.write(out, b"ok\n")
+            os.write(out, f"ok {time.monotonic()}\n".encode())
             if op[0] == "write" and rng.random() < 0.3:
                 perform.hold(op[1])
             elif len(perform.held) > 3:
