@@ -97,7 +97,8 @@ class Mounted:
     def kill(self) -> None:
         """End the daemon as a crash would; the dead mount stays. Returns when it is gone."""
         self._unwatch()
-        self._kill_daemon()
+        self._send_kill()
+        self._wait_for_end()
 
     def log(self) -> str:
         """Return the daemon's log."""
@@ -106,13 +107,18 @@ class Mounted:
         return ""
 
     def destroy(self) -> None:
-        """Leave nothing: connection aborted, mount detached, daemon dead."""
+        """Leave nothing: daemon dead, connection aborted, mount detached.
+
+        The kill comes first, or the daemon might just be unmounting its tmpfs; what it waits for,
+        should it hang, ends with the connection.
+        """
         self._unwatch()
+        self._send_kill()
         for abort in self._abort_files():
             with contextlib.suppress(OSError):
                 abort.write_text("1")
         detach(self.path)
-        self._kill_daemon()
+        self._wait_for_end()
         self.lose_tmpfs()
 
     def lose_tmpfs(self) -> None:
@@ -122,7 +128,7 @@ class Mounted:
                 detach(owner.parent)
                 owner.parent.rmdir()
 
-    def _kill_daemon(self) -> None:
+    def _send_kill(self) -> None:
         for victim in {self._holder() or 0, self.pid} - {0}:
             # The lock may be stale or the pid reused: look before shooting.
             if is_agentfs(victim):
@@ -130,6 +136,8 @@ class Mounted:
                 for process in (victim, *workers):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
+
+    def _wait_for_end(self) -> None:
         wait_until(lambda: self._holder() is None)
         self.pid = 0
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -75,8 +76,8 @@ def open_private_directory(path: Path) -> Path:
     return path
 
 
-def mount_tmpfs(path: Path, budget_bytes: int) -> Path:
-    """A tmpfs at *path* that only we can enter; one that an earlier daemon left is taken over.
+def mount_tmpfs(path: Path, budget_bytes: int) -> None:
+    """Mount a tmpfs at *path* that only we can enter; one that a daemon left is taken over.
 
     Its size is more than the budget: what goes beyond that is on its way out, but a program
     that writes one large file through the kernel must not find it full. Huge pages make
@@ -96,7 +97,7 @@ def mount_tmpfs(path: Path, budget_bytes: int) -> Path:
             check=False,
         )
         if done.returncode == 0:
-            return path
+            return
     raise StoreUnusable(f"no tmpfs can be mounted at {path}: {done.stderr.strip()}")
 
 
@@ -117,23 +118,43 @@ def is_anothers(directory: Path, store: Path) -> bool:
         return False  # there are none, or their store was moved to here
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """No other daemon mounts or unmounts below OWN_TMPFS meanwhile."""
+    fd = os.open(open_private_directory(OWN_TMPFS), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def unmount_orphans() -> None:
     """Give back the tmpfs of stores that were deleted while no daemon could notice.
 
     One with staged files stays: its store may only have been moved, or not be mounted yet.
+    One with nothing at all is of a daemon that was killed while it mounted or unmounted.
+    To be called alone.
     """
-    for path in OWN_TMPFS.iterdir() if OWN_TMPFS.is_dir() else ():
-        owner = path / _OWNER
-        if not owner.exists() or Path(os.fsdecode(owner.read_bytes())).exists():
-            continue
-        if set(os.listdir(path)) <= _NOT_STAGED:
+    for path in OWN_TMPFS.iterdir():
+        names = set(os.listdir(path))
+        if _OWNER in names:
+            owner = Path(os.fsdecode((path / _OWNER).read_bytes()))
+            if owner.exists():
+                continue
+            if names - _NOT_STAGED:
+                log.warning("%s has staged files of %s, which is not there", path, owner)
+                continue
             log.info("the store of %s is gone: unmounted", path)
-            unmount(path)
+        elif names:
+            continue
+        unmount(path)
 
 
 def unmount(path: Path) -> None:
-    """Unmount a tmpfs and remove its mountpoint, whoever looks into it."""
-    subprocess.run(["umount", "--lazy", str(path)], check=False)
+    """Unmount a tmpfs and remove its mountpoint, whoever looks into it. To be called alone."""
+    if os.path.ismount(path):
+        subprocess.run(["umount", "--lazy", str(path)], check=False)
     path.rmdir()
 
 
@@ -192,15 +213,14 @@ class Staging:
         self._disk = open_private_directory(store / "staging")
         directory = directory_on_tmpfs(store_id, private=private)
         self._own_tmpfs = directory if private else None
-        if private:
-            unmount_orphans()
-            self._fast = mount_tmpfs(directory, budget_bytes)
-        elif TMPFS.is_dir():
-            self._fast = open_private_directory(directory)
-        else:
-            self._fast = self._disk
-        if self._fast is not self._disk:
-            (self._fast / _OWNER).write_bytes(os.fsencode(store.absolute()))
+        self._fast = directory if private or TMPFS.is_dir() else self._disk
+        with _alone() if private else contextlib.nullcontext():
+            if private:
+                unmount_orphans()
+                mount_tmpfs(directory, budget_bytes)
+            if self._fast is not self._disk:
+                owner = open_private_directory(directory) / _OWNER
+                owner.write_bytes(os.fsencode(store.absolute()))
         self.room = Room(store)
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
@@ -441,7 +461,8 @@ class Staging:
         sync_path(self._boot.parent)
         if self._fast is not self._disk and not set(os.listdir(self._fast)) - _NOT_STAGED:
             if self._own_tmpfs is not None:
-                unmount(self._own_tmpfs)
+                with _alone():
+                    unmount(self._own_tmpfs)
             else:
                 shutil.rmtree(self._fast)
 

@@ -139,6 +139,51 @@ def test_the_directory_on_tmpfs_goes_when_it_is_empty(machine: Machine) -> None:
     assert not list(machine.tmpfs.iterdir())
 
 
+@pytest.fixture
+def own_tmpfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where stores that root mounts have a tmpfs each; the fixture's own place for it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs takes root")
+    place = tmp_path / "run"
+    monkeypatch.setattr(staging, "OWN_TMPFS", place)
+    yield place
+    for left in place.iterdir():
+        subprocess.run(["umount", "--lazy", left], check=False)
+
+
+def privately_staged(store: Path, store_id: str) -> Staging:
+    store.mkdir()
+    try:
+        return Staging(store, store_id, budget_bytes=1 << 20, private=True)
+    except StoreUnusable:
+        pytest.skip("no tmpfs can be mounted here")
+
+
+def test_a_tmpfs_of_ones_own_goes_when_it_is_empty(own_tmpfs: Path, machine: Machine) -> None:
+    staged = privately_staged(machine.store / "a", "a")
+    assert os.path.ismount(own_tmpfs / "a")
+    staged.close()
+    assert not list(own_tmpfs.iterdir())
+
+
+def test_the_next_mount_gives_back_what_deleted_stores_left(
+    own_tmpfs: Path, machine: Machine
+) -> None:
+    """What is staged there stays: the store may come back. So does what was never ours."""
+    for name in ("deleted", "moved", "in-use"):
+        staged = privately_staged(machine.store / name, name)
+        staged.image_directory()
+        if name == "moved":
+            staged.create(1).close()
+        if name != "in-use":
+            (machine.store / name).rename(machine.store / f"{name}-away")
+    (own_tmpfs / "killed-before-it-mounted").mkdir()
+    (own_tmpfs / "strange" / "something").mkdir(parents=True)
+    privately_staged(machine.store / "next", "next").close()
+    assert sorted(os.listdir(own_tmpfs)) == ["in-use", "moved", "strange"]
+    assert (own_tmpfs / "moved" / "1").exists()
+
+
 def test_a_machine_without_tmpfs_stages_on_disk(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
