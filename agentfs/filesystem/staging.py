@@ -140,7 +140,7 @@ def unmount_orphans() -> None:
         names = set(os.listdir(path))
         if _OWNER in names:
             owner = Path(os.fsdecode((path / _OWNER).read_bytes()))
-            if owner.exists():
+            if not _is_gone(owner):
                 continue
             if names - _NOT_STAGED:
                 log.warning("%s has staged files of %s, which is not there", path, owner)
@@ -149,6 +149,15 @@ def unmount_orphans() -> None:
         elif names:
             continue
         unmount(path)
+
+
+def _is_gone(store: Path) -> bool:
+    """Whether it is certain that there is nothing: its disk may only have failed."""
+    try:
+        os.stat(store)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR)
+    return False
 
 
 def unmount(path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -182,6 +183,24 @@ def test_the_next_mount_gives_back_what_deleted_stores_left(
     privately_staged(machine.store / "next", "next").close()
     assert sorted(os.listdir(own_tmpfs)) == ["in-use", "moved", "strange"]
     assert (own_tmpfs / "moved" / "1").exists()
+
+
+def test_a_store_whose_disk_fails_is_not_gone_and_keeps_nobody_else_from_mounting(
+    own_tmpfs: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = machine.store / "broken"
+    privately_staged(broken, "broken")
+    look = os.stat
+
+    def fail(path: Any, *args: Any, **more: Any) -> os.stat_result:
+        if path == broken:
+            raise OSError(errno.EIO, "the disk failed")
+        return look(path, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        privately_staged(machine.store / "next", "next").close()
+    assert os.listdir(own_tmpfs) == ["broken"]
 
 
 def test_a_machine_without_tmpfs_stages_on_disk(
