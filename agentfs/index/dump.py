@@ -2,8 +2,9 @@
 
 What can be counted or computed anew is left out: reference counts, live bytes, lists of chunks, and
 digests, which do not compress and would be more than half of it; of a content's the first 8 bytes
-are kept. Rows are written in batches, a column at a time; a column of numbers as differences to
-what is likely, as narrow as they fit.
+are kept. Loans are left out as well: one that has ended since would have a file give up content
+that was fsynced. Rows are written in batches, a column at a time; a column of numbers as
+differences to what is likely, as narrow as they fit.
 """
 
 from __future__ import annotations

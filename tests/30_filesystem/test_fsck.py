@@ -41,6 +41,14 @@ def repaired(machine: Machine) -> Repaired:
     return repair(machine.store, still)
 
 
+def damage_chunk_rows(machine: Machine) -> None:
+    """Flip a bit on the topmost page of the chunks' table."""
+    index = Index(machine.store, read_only=True)
+    (root,) = index.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'chunk'").fetchone()
+    index.close()
+    flip(machine.store / "index.db", (root - 1) * 1024 + 500)
+
+
 SMALL_BLOCKS = profile(block_bytes=32 * KIB)
 
 
@@ -258,10 +266,7 @@ async def test_what_was_done_after_the_copy_survives_where_it_can_be_read(machin
     del files["/b/file-5.json"]
     files["/a/renamed.json"] = files.pop("/a/file-1.json")
     files["/newer"] = noise(99, 40_000)
-    index = Index(machine.store, read_only=True)
-    (root,) = index.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'chunk'").fetchone()
-    index.close()
-    flip(machine.store / "index.db", (root - 1) * 1024 + 500)
+    damage_chunk_rows(machine)
     result = repaired(machine)
     assert paths_named(result.report) == {"/newer"}, "its chunks are in no copy"
     assert await lost_files(machine, files) == {"/newer"}
@@ -270,6 +275,23 @@ async def test_what_was_done_after_the_copy_survives_where_it_can_be_read(machin
     await shell.write("/again", noise(99, 40_000))
     await shell.sync()
     assert await shell.read("/newer") == noise(99, 40_000), "written again, it is whole again"
+    assert miscounts(shell.volume.index) == []
+
+
+async def test_what_a_file_falls_back_to_does_not_move_on_with_it_after_a_repair(
+    machine: Machine,
+) -> None:
+    await a_store(machine)
+    shell = machine.open(SMALL_BLOCKS)
+    await shell.replace("/large", b"not sealed yet")
+    assert shell.inode("/large").content is not None, "what it replaced"
+    machine.kill()
+    damage_chunk_rows(machine)
+    repaired(machine)
+    shell = machine.open(SMALL_BLOCKS)
+    assert await shell.read("/large") == b"not sealed yet"
+    shell.rename("/large", "/moved")
+    assert shell.inode("/moved").content is None
     assert miscounts(shell.volume.index) == []
 
 
