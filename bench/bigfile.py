@@ -29,13 +29,13 @@ from bench.common import (
     Results,
     Stopwatch,
     add_targets,
-    fail,
-    finish,
+    all_identical,
+    benchmark,
+    figures_table,
     parser,
     progress,
     ratio,
     shown,
-    table,
 )
 from bench.conversations import conversations
 from bench.targets import Target, available, work_directory
@@ -206,30 +206,17 @@ def show(results: Results) -> None:
         "hot/ext4": ("hot/ext4", 2),
         "reduction": ("reduction", 2),
     }
-    table(
+    figures_table(
         f"MB/s, one JSONL of {results['bytes'] / 1e6:,.0f} MB "
         f"(zstd -3 makes it {shown(results['zstd_3_ratio'], 2)} times smaller)",
-        ["target", *columns, "identical"],
-        [
-            [
-                name,
-                *(shown(one.get(key), digits) for key, digits in columns.values()),
-                "yes" if one["identical"] else "NO",
-            ]
-            for name, one in results["targets"].items()
-        ],
+        results["targets"],
+        columns,
     )
 
 
 def main() -> int:
     """Measure, show, write. 1 when bytes came back different, 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results["targets"]:
-        return fail("no target can run here")
-    show(results)
-    finish("bigfile", chosen, results)
-    return 0 if all(one["identical"] for one in results["targets"].values()) else 1
+    return benchmark("bigfile", arguments(), measure, show, is_right=all_identical)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from bench.common import Results, add_targets, fail, finish, parser, shown, table
-from bench.targets import Agentfs, Target, available, run, work_directory
+from bench.common import Results, add_targets, benchmark, cases_table, parser
+from bench.targets import Agentfs, Target, one_by_one, run
 
 MIB = 1 << 20
 
@@ -106,46 +106,28 @@ def measure_one(target: Target, kind: str, state: str, chosen: argparse.Namespac
 
 def measure(chosen: argparse.Namespace) -> Results:
     """Every target by itself."""
-    results: Results = {}
-    with work_directory(chosen) as work:
-        for name, kind in available(chosen.targets, chosen).items():
-            target: Target = kind(work, chosen)
-            with target, target.watched():
-                results[name] = {
-                    f"{source}, {state}": measure_one(target, source, state, chosen)
-                    for source, state in CASES
-                }
-    return results
+    return one_by_one(
+        chosen,
+        lambda target: {
+            f"{source}, {state}": measure_one(target, source, state, chosen)
+            for source, state in CASES
+        },
+    )
 
 
 def show(results: Results) -> None:
     """Sources down, targets across."""
-    table(
+    cases_table(
         "One clone: median ms of the command, of the daemon in it; chunks that all clones added",
-        ["source", *(f"{name} {what}" for name in results for what in ("ms", "daemon", "chunks"))],
-        [
-            [
-                case,
-                *(
-                    shown(one[case].get(key), digits)
-                    for one in results.values()
-                    for key, digits in (("ms", 0), ("daemon_ms", 1), ("chunks_added", 0))
-                ),
-            ]
-            for case in next(iter(results.values()))
-        ],
+        "source",
+        results,
+        {"ms": ("ms", 0), "daemon": ("daemon_ms", 1), "chunks": ("chunks_added", 0)},
     )
 
 
 def main() -> int:
     """Measure, show, write. 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results:
-        return fail("no target can run here")
-    show(results)
-    finish("clone", chosen, results)
-    return 0
+    return benchmark("clone", arguments(), measure, show)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -61,6 +61,54 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         drawn.add_row(*row)
     out.print(drawn)
+
+
+Columns = Mapping[str, tuple[str, int]]
+"""Of figures: title: (key, digits)."""
+
+
+def figures_table(
+    title: str, rows: Mapping[str, Results], columns: Columns, what: str = "target"
+) -> None:
+    """Targets, or *what* else, down, figures across; whether bytes came back the same, last."""
+    verdicts = {
+        name: "yes" if one["identical"] else "NO"
+        for name, one in rows.items()
+        if "identical" in one
+    }
+    table(
+        title,
+        [what, *columns, *(["identical"] if verdicts else [])],
+        [
+            [
+                name,
+                *(shown(one.get(key), digits) for key, digits in columns.values()),
+                *([verdicts[name]] if verdicts else []),
+            ]
+            for name, one in rows.items()
+        ],
+    )
+
+
+def cases_table(
+    title: str, cases: str, targets: Mapping[str, Mapping[str, Results]], columns: Columns
+) -> None:
+    """Cases down, the figures of each target across."""
+    table(
+        title,
+        [cases, *(f"{name} {column}" for name in targets for column in columns)],
+        [
+            [
+                case,
+                *(
+                    shown(one[case].get(key), digits)
+                    for one in targets.values()
+                    for key, digits in columns.values()
+                ),
+            ]
+            for case in next(iter(targets.values()))
+        ],
+    )
 
 
 def progress() -> Progress:
@@ -204,7 +252,30 @@ def finish(name: str, arguments: argparse.Namespace, results: Results) -> Result
     return whole
 
 
-def fail(message: str) -> int:
-    """Say why there is no figure. Returns the exit code."""
-    print(message, file=sys.stderr)
-    return 2
+class NothingRan(RuntimeError):
+    """There is no figure to show."""
+
+
+def all_identical(results: Results) -> bool:
+    """Whether every target gave back the bytes it was given."""
+    return all(one["identical"] for one in results["targets"].values())
+
+
+def benchmark(
+    name: str,
+    made: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Results],
+    show: Callable[[Results], None],
+    *,
+    is_right: Callable[[Results], bool] = lambda results: True,
+) -> int:
+    """Measure, show, write, as a command: 1 when results are not right, 2 when there are none."""
+    chosen = made.parse_args()
+    try:
+        results = measure(chosen)
+    except NothingRan as reason:
+        print(reason, file=sys.stderr)
+        return 2
+    show(results)
+    finish(name, chosen, results)
+    return 0 if is_right(results) else 1

@@ -20,13 +20,12 @@ from bench.common import (
     Results,
     Stopwatch,
     add_targets,
-    fail,
-    finish,
+    all_identical,
+    benchmark,
+    figures_table,
     parser,
     progress,
     ratio,
-    shown,
-    table,
 )
 from bench.targets import Agentfs, Target, available, work_directory
 
@@ -129,32 +128,18 @@ def _cost(target: Target) -> Results:
 
 def show(results: Results) -> None:
     """One row a target."""
-    table(
-        f"cp of {results['bytes'] / 1e6:,.0f} MB",
-        ["target", "MB/s", "of tmpfs", "chunks added", "bytes added", "identical"],
-        [
-            [
-                name,
-                shown(one["mb_per_second"], 0),
-                shown(one["of_tmpfs"], 2),
-                shown(one.get("chunks_added"), 0),
-                shown(one.get("bytes_added"), 0),
-                "yes" if one["identical"] else "NO",
-            ]
-            for name, one in results["targets"].items()
-        ],
-    )
+    columns = {
+        "MB/s": ("mb_per_second", 0),
+        "of tmpfs": ("of_tmpfs", 2),
+        "chunks added": ("chunks_added", 0),
+        "bytes added": ("bytes_added", 0),
+    }
+    figures_table(f"cp of {results['bytes'] / 1e6:,.0f} MB", results["targets"], columns)
 
 
 def main() -> int:
     """Measure, show, write. 1 when a copy differs, 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results["targets"]:
-        return fail("no target can run here")
-    show(results)
-    finish("copying", chosen, results)
-    return 0 if all(one["identical"] for one in results["targets"].values()) else 1
+    return benchmark("copying", arguments(), measure, show, is_right=all_identical)
 
 
 if __name__ == "__main__":

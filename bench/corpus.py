@@ -32,12 +32,14 @@ from time import perf_counter
 from typing import Any
 
 from bench.common import (
+    NothingRan,
     Results,
     Stopwatch,
     add_targets,
+    all_identical,
+    benchmark,
     err,
-    fail,
-    finish,
+    figures_table,
     parser,
     progress,
     ratio,
@@ -276,6 +278,8 @@ def measure(chosen: argparse.Namespace) -> Results:
                 found["failed"][name] = str(problem)
                 err.print(f"{name} failed: {problem}", markup=False)
             bar.advance(task)
+        if not found["targets"]:
+            raise NothingRan("every target failed")
         for name, (program, archive) in ARCHIVERS.items():
             if chosen.no_archivers:
                 break
@@ -306,43 +310,25 @@ def show(results: Results) -> None:
         "2nd: chunks": ("second_chunks_added", 0),
         "cold, files/s": ("cold_files_per_second", 0),
     }
-    table(
+    figures_table(
         f"Corpus: {results['files']:,} files, {results['raw_bytes'] / 1e6:,.1f} MB",
-        ["target", *columns, "identical"],
-        [
-            [
-                name,
-                *(shown(one.get(key), digits) for key, digits in columns.values()),
-                "yes" if one["identical"] else "NO",
-            ]
-            for name, one in results["targets"].items()
-        ],
+        results["targets"],
+        columns,
     )
     compacted = {
-        name: one for name, one in results["targets"].items() if "compacted_reduction" in one
+        name: one["cold_small_ms"] | one | {"identical": one["compacted_identical"]}
+        for name, one in results["targets"].items()
+        if "compacted_reduction" in one
     }
     if compacted:
-        table(
-            "After agentfs compact",
-            [
-                "target",
-                "seconds",
-                "reduction",
-                "cold small file, ms: p50",
-                "p90",
-                "p99",
-                "identical",
-            ],
-            [
-                [
-                    name,
-                    shown(one["compact_seconds"]),
-                    shown(one["compacted_reduction"], 2),
-                    *(shown(one["cold_small_ms"][key], 2) for key in ("p50", "p90", "p99")),
-                    "yes" if one["compacted_identical"] else "NO",
-                ]
-                for name, one in compacted.items()
-            ],
+        figures_table(
+            "After agentfs compact; ms to open and read a small file that is not cached",
+            compacted,
+            {
+                "seconds": ("compact_seconds", 1),
+                "reduction": ("compacted_reduction", 2),
+                **{key: (key, 2) for key in ("p50", "p90", "p99")},
+            },
         )
     if results["archivers"]:
         table(
@@ -357,17 +343,12 @@ def show(results: Results) -> None:
 
 def main() -> int:
     """Measure, show, write. 1 when a file came back different, 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results["targets"]:
-        return fail("no target can run here")
-    show(results)
-    finish("corpus", chosen, results)
-    whole = (
-        one["identical"] and one.get("compacted_identical", True)
-        for one in results["targets"].values()
-    )
-    return 0 if all(whole) else 1
+    return benchmark("corpus", arguments(), measure, show, is_right=_is_whole)
+
+
+def _is_whole(results: Results) -> bool:
+    after = (one.get("compacted_identical", True) for one in results["targets"].values())
+    return all_identical(results) and all(after)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 from time import perf_counter
 
 from bench import operations
-from bench.common import Results, add_targets, fail, finish, parser, shown, table
-from bench.targets import Target, available, work_directory
+from bench.common import Results, add_targets, benchmark, cases_table, parser
+from bench.targets import one_by_one
 
 SIZES = (0, 64 << 10, 1 << 20, 16 << 20)
 CALLERS = (1, 4, 16)
@@ -64,51 +64,31 @@ def measure_one(folder: Path, size: int, callers: int, calls: int) -> dict[str, 
 
 def measure(chosen: argparse.Namespace) -> Results:
     """Every target by itself: a disk has one queue."""
-    found: Results = {}
-    with work_directory(chosen) as work:
-        for name, kind in available(chosen.targets, chosen).items():
-            target: Target = kind(work, chosen)
-            with target, target.watched():
-                found[name] = {
-                    f"{size >> 10} KiB, {callers} at once": measure_one(
-                        target.root / f"{size}-{callers}", size, callers, chosen.calls
-                    )
-                    for size, callers in (
-                        *((size, 1) for size in SIZES),
-                        *((0, callers) for callers in CALLERS[1:]),
-                    )
-                }
-    return found
+    cases = [*((size, 1) for size in SIZES), *((0, callers) for callers in CALLERS[1:])]
+    return one_by_one(
+        chosen,
+        lambda target: {
+            f"{size >> 10} KiB, {callers} at once": measure_one(
+                target.root / f"{size}-{callers}", size, callers, chosen.calls
+            )
+            for size, callers in cases
+        },
+    )
 
 
 def show(results: Results) -> None:
     """Cases down, targets across."""
-    table(
+    cases_table(
         "Append 100 B and fsync: median ms of the fsync; of all callers, calls per second",
-        ["file, callers", *(f"{name} {unit}" for name in results for unit in ("ms", "/s"))],
-        [
-            [
-                case,
-                *(
-                    shown(one[case][key], digits)
-                    for one in results.values()
-                    for key, digits in (("ms", 2), ("per_second", 0))
-                ),
-            ]
-            for case in next(iter(results.values()))
-        ],
+        "file, callers",
+        results,
+        {"ms": ("ms", 2), "/s": ("per_second", 0)},
     )
 
 
 def main() -> int:
     """Measure, show, write. 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results:
-        return fail("no target can run here")
-    show(results)
-    finish("fsync", chosen, results)
-    return 0
+    return benchmark("fsync", arguments(), measure, show)
 
 
 if __name__ == "__main__":

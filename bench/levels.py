@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agentfs.chunks import Store, cut, params_for_size
 from agentfs.chunks.digest import digest_of
-from bench.common import finish, parser, shown, table
+from bench.common import Results, benchmark, figures_table, parser
 
 KIB = 1024
 CASES = (
@@ -57,14 +57,18 @@ def packed(chunks: list[memoryview], block_bytes: int) -> list[list[memoryview]]
     return blocks
 
 
-def main() -> int:
-    """Measure, show, write."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     made = parser("levels", __doc__)
     made.add_argument("--corpus", type=Path, required=True, metavar="DIR")
-    chosen: argparse.Namespace = made.parse_args()
+    return made
+
+
+def measure(chosen: argparse.Namespace) -> Results:
+    """Each level and block size over the same chunks."""
     chunks, raw = unknown_chunks(chosen.corpus)
     unique = sum(map(len, chunks))
-    found = {}
+    found: Results = {"raw_bytes": raw, "unique_bytes": unique, "cases": {}}
     for level, block_bytes in CASES:
         with tempfile.TemporaryDirectory(dir=chosen.work) as directory:
             store = Store(directory, cache_bytes=0, segment_bytes=64 * KIB * KIB)
@@ -73,20 +77,26 @@ def main() -> int:
             stored = sum(store.put(block, level)[2] for block in blocks)
             seconds = time.process_time() - start
             store.close()
-        found[f"level {level}, {block_bytes // KIB} KiB"] = {
+        found["cases"][f"level {level}, {block_bytes // KIB} KiB"] = {
             "smaller": raw / stored,
             "mb_per_cpu_second": unique / 1e6 / seconds,
         }
-    table(
-        f"{raw / 1e6:.1f} MB, {unique / 1e6:.1f} MB after dedup",
-        ["level, block", "times smaller", "MB per CPU second"],
-        [
-            [name, shown(one["smaller"], 2), shown(one["mb_per_cpu_second"], 0)]
-            for name, one in found.items()
-        ],
+    return found
+
+
+def show(results: Results) -> None:
+    """One row a case."""
+    figures_table(
+        f"{results['raw_bytes'] / 1e6:.1f} MB, {results['unique_bytes'] / 1e6:.1f} MB after dedup",
+        results["cases"],
+        {"times smaller": ("smaller", 2), "MB per CPU second": ("mb_per_cpu_second", 0)},
+        "level, block",
     )
-    finish("levels", chosen, found)
-    return 0
+
+
+def main() -> int:
+    """Measure, show, write."""
+    return benchmark("levels", arguments(), measure, show)
 
 
 if __name__ == "__main__":

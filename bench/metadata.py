@@ -12,11 +12,11 @@ import sys
 
 from bench import operations
 from bench.common import (
+    NothingRan,
     Results,
     add_targets,
+    benchmark,
     err,
-    fail,
-    finish,
     medians,
     parser,
     progress,
@@ -71,6 +71,8 @@ def measure(chosen: argparse.Namespace) -> Results:
                         err.print(f"{target.name} failed in {failed[target.name]}", markup=False)
                 bar.advance(task)
     middle = {name: medians(several) for name, several in rounds.items() if several}
+    if not middle:
+        raise NothingRan("every target failed")
     return {
         "unit": "microseconds per file",
         "medians": middle,
@@ -110,13 +112,7 @@ def show(results: Results) -> None:
 
 def main() -> int:
     """Measure, show, write. 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results["medians"]:
-        return fail("no target can run here")
-    show(results)
-    finish("metadata", chosen, results)
-    return 0
+    return benchmark("metadata", arguments(), measure, show)
 
 
 if __name__ == "__main__":

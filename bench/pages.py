@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import sqlite3
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from agentfs.filesystem.livefile import InodeTable
 from agentfs.filesystem.namespace import Caller, Namespace
 from agentfs.filesystem.staging import Staging
 from agentfs.index import Index, schema
-from bench.common import Stopwatch, finish, parser, shown, table
+from bench.common import Results, Stopwatch, benchmark, figures_table, medians, parser
 
 SIZES = (1024, 2048, 4096)
 FILES_PER_DIRECTORY = 1000
@@ -84,32 +83,39 @@ def measure_one(work: Path, files: int, page_bytes: int, *, exclusive: bool) -> 
     }
 
 
-def main() -> int:
-    """Measure, show, write."""
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     made = parser("pages", __doc__)
     made.add_argument("--files", type=int, default=8000, help="created in each round")
     made.add_argument("--rounds", type=int, default=5)
-    chosen: argparse.Namespace = made.parse_args()
-    kinds = [(size, True) for size in SIZES] + [(SIZES[0], False)]
+    return made
+
+
+def measure(chosen: argparse.Namespace) -> Results:
+    """Medians by page size, and for the smallest without exclusive locking."""
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=chosen.work) as work:
         for _ in range(chosen.rounds):
-            for size, exclusive in kinds:
+            for size, exclusive in [*((size, True) for size in SIZES), (SIZES[0], False)]:
                 one = measure_one(Path(work), chosen.files, size, exclusive=exclusive)
                 name = f"{size}" if exclusive else f"{size}, not exclusive"
                 rounds.setdefault(name, []).append(one)
-    keys = ("create_us", "wal_bytes", "index_bytes")
-    middle = {
-        name: {key: statistics.median(one[key] for one in several) for key in keys}
-        for name, several in rounds.items()
-    }
-    table(
+    return {name: medians(several) for name, several in rounds.items()}
+
+
+def show(results: Results) -> None:
+    """One row a page size."""
+    figures_table(
         "Index by page size, per file created",
-        ["page bytes", "us", "WAL bytes", "index bytes"],
-        [[name, *(shown(one[key]) for key in keys)] for name, one in middle.items()],
+        results,
+        {"us": ("create_us", 1), "WAL bytes": ("wal_bytes", 1), "index bytes": ("index_bytes", 1)},
+        "page bytes",
     )
-    finish("pages", chosen, middle)
-    return 0
+
+
+def main() -> int:
+    """Measure, show, write."""
+    return benchmark("pages", arguments(), measure, show)
 
 
 if __name__ == "__main__":

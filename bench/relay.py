@@ -9,7 +9,6 @@ of the rounds, each the best of five runs. Needs root.
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from bench.common import Results, benchmark, medians, parser, shown, table
 
 ROOT = Path(__file__).parent.parent
 IMAGE_BYTES = 64 << 20
@@ -156,47 +157,70 @@ def processor_ms(process: subprocess.Popen[str]) -> float:
     return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
-def measure(client: Path, targets: dict[str, Path], rounds: int) -> None:
-    for kind, (unit, times) in KINDS.items():
-        name = {"lookup": "", "write": "written"}.get(kind, "image")
-        figures: dict[str, list[float]] = {target: [] for target in targets}
-        for _ in range(rounds):
-            for target, path in targets.items():
-                command = [str(client), kind, str(path / name), str(times)]
-                figures[target].append(float(subprocess.check_output(command)))
-        line = "  ".join(f"{of} {statistics.median(all_):.2f}" for of, all_ in figures.items())
-        print(f"{kind:16} {unit:5} {line}", flush=True)
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser("relay", __doc__)
+    made.add_argument("--passthrough-hp", type=Path, metavar="PATH", help="libfuse's, built")
+    made.add_argument("--rounds", type=int, default=5, help="of all targets (default 5)")
+    return made
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--passthrough-hp", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+def measure(chosen: argparse.Namespace) -> Results:
+    """All are mounted at once and take turns."""
     with ExitStack() as stack:
-        top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=chosen.work)))
         backing = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         (backing / "image").write_bytes(os.urandom(IMAGE_BYTES))
+        targets = {"tmpfs": backing}
+        for name in ("relay", "pyfuse3", *(["passthrough_hp"] if chosen.passthrough_hp else [])):
+            targets[name] = top / name
+            targets[name].mkdir()
+        process = stack.enter_context(relayed(targets["relay"], backing))
+        stack.enter_context(relayed(targets["pyfuse3"], backing, "--direct"))
+        if chosen.passthrough_hp:
+            mounting = passthrough_hp(chosen.passthrough_hp, targets["passthrough_hp"], backing)
+            stack.enter_context(mounting)
         client = top / "client"
         build = ["cc", "-O2", "-x", "c", "-", "-o", str(client)]
         subprocess.run(build, input=CLIENT, text=True, check=True)
-        targets = {"tmpfs": backing}
-        for name in ("relay", "pyfuse3", "passthrough_hp"):
-            (top / name).mkdir()
-        targets["relay"] = top / "relay"
-        process = stack.enter_context(relayed(top / "relay", backing))
-        targets["pyfuse3"] = top / "pyfuse3"
-        stack.enter_context(relayed(top / "pyfuse3", backing, "--direct"))
-        if arguments.passthrough_hp:
-            targets["passthrough_hp"] = top / "passthrough_hp"
-            stack.enter_context(
-                passthrough_hp(arguments.passthrough_hp, top / "passthrough_hp", backing)
-            )
-        measure(client, targets, arguments.rounds)
+        kinds = {kind: measure_kind(client, kind, targets, chosen.rounds) for kind in KINDS}
         before = processor_ms(process)
         time.sleep(IDLE_S)
-        print(f"relay, idle      ms    {processor_ms(process) - before:.0f} in {IDLE_S:.0f} s")
+        return {"kinds": kinds, "idle_ms": processor_ms(process) - before}
+
+
+def measure_kind(
+    client: Path, kind: str, targets: dict[str, Path], rounds: int
+) -> dict[str, float]:
+    """The median of each target."""
+    name = {"lookup": "", "write": "written"}.get(kind, "image")
+    figures: list[dict[str, float]] = []
+    for _ in range(rounds):
+        commands = {
+            target: [str(client), kind, str(path / name), str(KINDS[kind][1])]
+            for target, path in targets.items()
+        }
+        figures.append({of: float(subprocess.check_output(commands[of])) for of in targets})
+    return medians(figures)
+
+
+def show(results: Results) -> None:
+    """Kinds down, targets across."""
+    targets = list(next(iter(results["kinds"].values())))
+    table(
+        f"Processor time of the relay, idle: {results['idle_ms']:.0f} ms in {IDLE_S:.0f} s",
+        ["operation", "unit", *targets],
+        [
+            [kind, KINDS[kind][0], *(shown(one[target], 2) for target in targets)]
+            for kind, one in results["kinds"].items()
+        ],
+    )
+
+
+def main() -> int:
+    """Measure, show, write."""
+    return benchmark("relay", arguments(), measure, show)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,8 +20,7 @@ from bench.common import (
     Results,
     Stopwatch,
     add_targets,
-    fail,
-    finish,
+    benchmark,
     medians,
     parser,
     progress,
@@ -134,13 +133,7 @@ def _mebibytes(kib: int | None) -> str:
 
 def main() -> int:
     """Measure, show, write. 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results:
-        return fail("no target can run here")
-    show(results)
-    finish("scale", chosen, results)
-    return 0
+    return benchmark("scale", arguments(), measure, show)
 
 
 if __name__ == "__main__":

@@ -20,18 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.common import (
-    Results,
-    Stopwatch,
-    add_targets,
-    fail,
-    finish,
-    parser,
-    progress,
-    shown,
-    table,
-)
-from bench.targets import Agentfs, Target, available, work_directory
+from bench.common import Results, Stopwatch, add_targets, benchmark, figures_table, parser, progress
+from bench.targets import Agentfs, Target, one_by_one
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -138,39 +128,35 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
 
 def measure(chosen: argparse.Namespace) -> Results:
     """All targets, one after the other: each wants the memory for itself."""
-    results: Results = {}
-    with work_directory(chosen) as work:
-        for kind in available(chosen.targets, chosen).values():
-            with kind(work, chosen) as target, target.watched():
-                results[target.name] = measure_target(target, chosen)
-    return results
+    return {
+        "files": chosen.files,
+        "bytes": chosen.bytes,
+        "processes": chosen.processes,
+        "targets": one_by_one(chosen, lambda target: measure_target(target, chosen)),
+    }
+
+
+def show(results: Results) -> None:
+    """One row a target."""
+    columns = {
+        "written s": ("written_s", 1),
+        "mapped s": ("mapped_s", 1),
+        "PSS MiB": ("pss_mib", 1),
+        "MemAvailable MiB": ("available_down_mib", 1),
+        "page tables MiB": ("page_tables_up_mib", 1),
+        "stored MiB": ("stored_mib", 1),
+    }
+    figures_table(
+        f"{results['files']} files of {results['bytes'] / 1e6:,.0f} MB, equal content, mapped by "
+        f"{results['processes']} processes",
+        results["targets"],
+        columns,
+    )
 
 
 def main() -> int:
-    """Measure, show, write."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results:
-        return fail("no target can run here")
-    columns = {
-        "written s": "written_s",
-        "mapped s": "mapped_s",
-        "PSS MiB": "pss_mib",
-        "MemAvailable MiB": "available_down_mib",
-        "page tables MiB": "page_tables_up_mib",
-        "stored MiB": "stored_mib",
-    }
-    table(
-        f"{chosen.files} files of {chosen.bytes / 1e6:,.0f} MB, equal content, mapped by "
-        f"{chosen.processes} processes",
-        ["target", *columns],
-        [
-            [name, *(shown(one.get(key)) for key in columns.values())]
-            for name, one in results.items()
-        ],
-    )
-    finish("sharing", chosen, results)
-    return 0
+    """Measure, show, write. 2 when no target can run here."""
+    return benchmark("sharing", arguments(), measure, show)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.common import Results, fail, finish, parser, shown, table
+from bench.common import Results, benchmark, err, parser, shown, table
 from bench.targets import Agentfs, available, work_directory
 
 GRACE_SECONDS = 60.0
@@ -83,12 +83,10 @@ def measure_one(target: Agentfs, chosen: argparse.Namespace, *, kills: bool) -> 
 def measure(chosen: argparse.Namespace) -> Results:
     """Without kills, and with."""
     found: Results = {}
+    available([Agentfs.name], chosen)
     with work_directory(chosen) as work:
-        if not available([Agentfs.name], chosen):
-            return found
         for case, kills in (("undisturbed", False), ("worker killed", True)):
-            target = Agentfs(work, chosen)
-            with target, target.watched():
+            with Agentfs(work, chosen) as target, target.watched():
                 found[case] = measure_one(target, chosen, kills=kills)
     return found
 
@@ -110,19 +108,17 @@ def show(results: Results) -> None:
             for case, one in results.items()
         ],
     )
+    for error in results["worker killed"]["errors"]:
+        err.print(error, markup=False)
 
 
 def main() -> int:
     """Measure, show, write. 1 when a program got an error, 2 when nothing could run."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results:
-        return fail("relay mode cannot run here")
-    show(results)
-    finish("takeover", chosen, results)
-    for error in results["worker killed"]["errors"]:
-        print(error, file=sys.stderr)
-    return 1 if any(one["failed"] for one in results.values()) else 0
+    return benchmark("takeover", arguments(), measure, show, is_right=_nothing_failed)
+
+
+def _nothing_failed(results: Results) -> bool:
+    return not any(one["failed"] for one in results.values())
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bench import caches
-from bench.common import err
+from bench.common import NothingRan, Results, err
 
 STEP_SECONDS = 120.0
 DELAY_SECONDS = 1_000_000
@@ -477,7 +477,10 @@ def work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def available(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, type[Target]]:
-    """Those of the named targets that can run here; says of the others why they cannot."""
+    """Those of the named targets that can run here; says of the others why they cannot.
+
+    :raises NothingRan: none can
+    """
     chosen = {}
     for name in names:
         kind = named(name)
@@ -486,4 +489,16 @@ def available(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, 
             err.print(f"skipped {name}: {reason}", markup=False)
         else:
             chosen[name] = kind
+    if not chosen:
+        raise NothingRan("no target can run here")
     return chosen
+
+
+def one_by_one(arguments: argparse.Namespace, measure: Callable[[Target], Results]) -> Results:
+    """What *measure* finds of each target, which has the machine for itself."""
+    found: Results = {}
+    with work_directory(arguments) as work:
+        for name, kind in available(arguments.targets, arguments).items():
+            with kind(work, arguments) as target, target.watched():
+                found[name] = measure(target)
+    return found

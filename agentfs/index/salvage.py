@@ -30,7 +30,9 @@ _KEYS = {
     "damaged": ("block",),
     "loan": ("inode",),
 }
-"""The first columns of each table, in order."""
+
+_PLACE = {table: len(columns) for table, columns in _KEYS.items()}
+"""How many of the first columns are the key."""
 
 _COLUMNS_ADDED_TO = {"block": 8}
 """How many columns a table has by now that had fewer: an index is mended before it is migrated."""
@@ -114,11 +116,11 @@ def _fill(
             fresh.execute(f"DELETE FROM {table}")
             count, read = 0, set[Row]()
             for row in _readable(old, table) if old is not None else ():
-                read.add(_key(table, row))
+                read.add(row[: _PLACE[table]])
                 _insert(fresh, table, row)
                 count += 1
             result.read[table] = count
-            missing = [row for row in copied.get(table, ()) if _key(table, row) not in read]
+            missing = [row for row in copied.get(table, ()) if row[: _PLACE[table]] not in read]
             for row in missing:
                 there = _looked_up(old, table, row)
                 if there is not None:
@@ -130,10 +132,6 @@ def _fill(
         fresh.execute("UPDATE chunk SET digest = substr(digest, 1, 16) WHERE length(digest) > 16")
         list_chunks(fresh.execute)
     return result
-
-
-def _key(table: str, row: Row) -> Row:
-    return row[: len(_KEYS[table])]
 
 
 def _insert(fresh: IndexConnection, table: str, row: Row) -> None:
@@ -149,7 +147,7 @@ def _looked_up(old: sqlite3.Connection | None, table: str, row: Row) -> Row | No
     where = " AND ".join(f"{column} = ?" for column in _KEYS[table])
     try:
         there: Row | None = old.execute(
-            f"SELECT * FROM {table} WHERE {where}", _key(table, row)
+            f"SELECT * FROM {table} WHERE {where}", row[: _PLACE[table]]
         ).fetchone()
     except sqlite3.DatabaseError:
         return row
@@ -179,7 +177,7 @@ def _readable(old: sqlite3.Connection, table: str) -> Iterator[Row]:
                 break
             if row is None:
                 return
-            start, relation = _key(table, row), ">"
+            start, relation = row[: _PLACE[table]], ">"
             yield row
         start = _beyond(old, table, start)
         relation = ">="
