@@ -346,10 +346,6 @@ class Staging:
     def size_of(self, staged: StagedFile) -> int:
         return os.stat(staged.path if staged.fd is None else staged.fd).st_size
 
-    def hole_bytes(self, staged: StagedFile) -> int | None:
-        """Bytes that take no room; None: none."""
-        return holes_in(os.stat(staged.path if staged.fd is None else staged.fd))
-
     def taken_bytes(self, staged: StagedFile) -> int:
         """What a staged file really takes: without holes, with what is reserved beyond its end."""
         status = os.stat(staged.path if staged.fd is None else staged.fd)

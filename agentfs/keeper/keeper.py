@@ -60,7 +60,6 @@ class _Worker:
     socket: socket.socket
     pid: int = 0
     """0: it has not said."""
-    is_ready: bool = False
     error: dict[str, Any] = field(default_factory=dict)
     """What it said before it ended."""
     began: float = field(default_factory=time.monotonic)
@@ -178,7 +177,6 @@ class _Keeper:
             notify("WATCHDOG=1")
 
     def _is_ready(self, worker: _Worker, info: dict[str, Any]) -> None:
-        worker.is_ready = True
         if self._ready is not None:
             self._ready(info)
             self._ready = None

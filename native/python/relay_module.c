@@ -35,12 +35,49 @@ static PyObject *raise_errno(int error, PyObject *filename)
     return PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, filename);
 }
 
-/* NULL with ValueError when closed. */
-static struct relay *relay_of(struct relay_object *self)
+/* Takes over the reference to item, which may be NULL; false with an exception. */
+static bool append(PyObject *list, PyObject *item)
 {
-    if (self->relay == NULL)
+    bool is_done = item && PyList_Append(list, item) == 0;
+    Py_XDECREF(item);
+    return is_done;
+}
+
+/* NULL with ValueError when closed. */
+static struct relay *relay_of(PyObject *object)
+{
+    struct relay *relay = ((struct relay_object *)object)->relay;
+    if (relay == NULL)
         PyErr_SetString(PyExc_ValueError, "the relay is closed");
-    return self->relay;
+    return relay;
+}
+
+/* The same, and a number from Python: a nodeid or a handle. */
+static struct relay *relay_and_number(PyObject *object, PyObject *argument, uint64_t *number)
+{
+    struct relay *relay = relay_of(object);
+    if (relay == NULL)
+        return NULL;
+    *number = PyLong_AsUnsignedLongLong(argument);
+    return *number == (uint64_t)-1 && PyErr_Occurred() ? NULL : relay;
+}
+
+/* Takes over the reference to mountpoint. */
+static PyObject *unmount(PyObject *mountpoint, bool lazy)
+{
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+        error = device_unmount(PyBytes_AS_STRING(mountpoint), lazy);
+    Py_END_ALLOW_THREADS
+    PyObject *result = error ? raise_errno(error, mountpoint) : Py_NewRef(Py_None);
+    Py_DECREF(mountpoint);
+    return result;
+}
+
+/* NULL for a return statement when there was an error, else None. */
+static PyObject *none_or_errno(int error)
+{
+    return error ? raise_errno(error, NULL) : Py_NewRef(Py_None);
 }
 
 /* --- life ---------------------------------------------------------------------------------- */
@@ -124,7 +161,7 @@ failed:
 static PyObject *relay_start_method(PyObject *object, PyObject *unused)
 {
     struct relay_object *self = (struct relay_object *)object;
-    struct relay *relay = relay_of(self);
+    struct relay *relay = relay_of(object);
 
     (void)unused;
     if (relay == NULL)
@@ -134,10 +171,7 @@ static PyObject *relay_start_method(PyObject *object, PyObject *unused)
         return NULL;
     }
     self->is_started = true;
-    int error = relay_start(relay);
-    if (error)
-        return raise_errno(error, NULL);
-    Py_RETURN_NONE;
+    return none_or_errno(relay_start(relay));
 }
 
 static PyObject *relay_close_method(PyObject *object, PyObject *unused)
@@ -178,24 +212,17 @@ static PyObject *relay_unmount_method(PyObject *object, PyObject *args, PyObject
     static char *names[] = {"lazy", NULL};
     struct relay_object *self = (struct relay_object *)object;
     int lazy;
-    int error;
 
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "p:unmount", names, &lazy))
         return NULL;
-    PyObject *mountpoint = Py_NewRef(self->mountpoint);
-    Py_BEGIN_ALLOW_THREADS
-        error = device_unmount(PyBytes_AS_STRING(mountpoint), lazy);
-    Py_END_ALLOW_THREADS
-    PyObject *result = error ? raise_errno(error, mountpoint) : Py_NewRef(Py_None);
-    Py_DECREF(mountpoint);
-    return result;
+    return unmount(Py_NewRef(self->mountpoint), lazy);
 }
 
 /* --- backing files ------------------------------------------------------------------------- */
 
 static PyObject *relay_register_method(PyObject *object, PyObject *argument)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     if (relay == NULL)
         return NULL;
     int fd = PyObject_AsFileDescriptor(argument);
@@ -208,7 +235,7 @@ static PyObject *relay_register_method(PyObject *object, PyObject *argument)
 
 static PyObject *relay_unregister_method(PyObject *object, PyObject *argument)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     if (relay == NULL)
         return NULL;
     long id = PyLong_AsLong(argument);
@@ -216,17 +243,14 @@ static PyObject *relay_unregister_method(PyObject *object, PyObject *argument)
         return NULL;
     if (id < 1 || id > INT32_MAX)
         return raise_errno(EINVAL, NULL);
-    int error = relay_unregister(relay, (int32_t)id);
-    if (error)
-        return raise_errno(error, NULL);
-    Py_RETURN_NONE;
+    return none_or_errno(relay_unregister(relay, (int32_t)id));
 }
 
 static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"nodeid",         "backing_id",      "fd", "writable",
                             "fresh_until_ns", "capability_free", NULL};
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     unsigned long long nodeid;
     long long fresh_until_ns;
     struct backing backing;
@@ -247,15 +271,12 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
     backing.fd = writable ? fcntl(fd, F_DUPFD_CLOEXEC, RESERVED_FDS) : -1;
     if (writable && backing.fd < 0)
         return raise_errno(errno == EMFILE ? ENFILE : errno, NULL);
-    int error = table_attach(relay_table(relay), nodeid, &backing);
-    if (error)
-        return raise_errno(error, NULL);
-    Py_RETURN_NONE;
+    return none_or_errno(table_attach(relay_table(relay), nodeid, &backing));
 }
 
 static PyObject *relay_take_method(PyObject *object, PyObject *args)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     int fd;
     int timeout_ms;
     bool is_ready;
@@ -272,7 +293,7 @@ static PyObject *relay_take_method(PyObject *object, PyObject *args)
 
 static PyObject *relay_pump_method(PyObject *object, PyObject *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     if (relay == NULL)
         return NULL;
@@ -280,36 +301,25 @@ static PyObject *relay_pump_method(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* False with an exception. */
-static bool take_nodeid(PyObject *argument, uint64_t *nodeid)
-{
-    *nodeid = PyLong_AsUnsignedLongLong(argument);
-    return *nodeid != (uint64_t)-1 || !PyErr_Occurred();
-}
-
 static PyObject *relay_detach_method(PyObject *object, PyObject *argument)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
     uint64_t nodeid;
-    if (relay == NULL || !take_nodeid(argument, &nodeid))
-        return NULL;
-    return PyBool_FromLong(table_detach(relay_table(relay), nodeid));
+    struct relay *relay = relay_and_number(object, argument, &nodeid);
+    return relay ? PyBool_FromLong(table_detach(relay_table(relay), nodeid)) : NULL;
 }
 
 static PyObject *relay_opens_method(PyObject *object, PyObject *argument)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
     uint64_t nodeid;
-    if (relay == NULL || !take_nodeid(argument, &nodeid))
-        return NULL;
-    return PyLong_FromLongLong(table_opens(relay_table(relay), nodeid));
+    struct relay *relay = relay_and_number(object, argument, &nodeid);
+    return relay ? PyLong_FromLongLong(table_opens(relay_table(relay), nodeid)) : NULL;
 }
 
 static PyObject *relay_attr_changed_method(PyObject *object, PyObject *argument)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
     uint64_t nodeid;
-    if (relay == NULL || !take_nodeid(argument, &nodeid))
+    struct relay *relay = relay_and_number(object, argument, &nodeid);
+    if (relay == NULL)
         return NULL;
     table_attr_changed(relay_table(relay), nodeid);
     Py_RETURN_NONE;
@@ -324,7 +334,7 @@ static void set_time(long long ns, uint64_t *s, uint32_t *rest_ns)
 
 static PyObject *relay_put_attr_method(PyObject *object, PyObject *args)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     struct fuse_attr_out out = {.attr = {.blksize = 4096}};
     struct fuse_attr *attr = &out.attr;
     unsigned long long nodeid;
@@ -359,7 +369,7 @@ static PyObject *relay_put_attr_method(PyObject *object, PyObject *args)
 static PyObject *relay_set_ino_method(PyObject *object, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"nodeid", "ino", NULL};
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     unsigned long long nodeid;
     unsigned long long ino;
 
@@ -373,22 +383,15 @@ static PyObject *relay_set_ino_method(PyObject *object, PyObject *args, PyObject
 
 static PyObject *relay_forget_ino_method(PyObject *object, PyObject *argument)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
     uint64_t nodeid;
-    if (relay == NULL || !take_nodeid(argument, &nodeid))
+    struct relay *relay = relay_and_number(object, argument, &nodeid);
+    if (relay == NULL)
         return NULL;
     table_forget_ino(relay_table(relay), nodeid);
     Py_RETURN_NONE;
 }
 
 /* --- taking over --------------------------------------------------------------------------- */
-
-static bool append(PyObject *list, PyObject *item)
-{
-    bool is_done = item && PyList_Append(list, item) == 0;
-    Py_XDECREF(item);
-    return is_done;
-}
 
 static bool add_row(void *list, const struct ledger_row *row)
 {
@@ -405,7 +408,7 @@ static bool add_row(void *list, const struct ledger_row *row)
 
 static PyObject *relay_rows_method(PyObject *object, PyObject *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     if (relay == NULL)
         return NULL;
@@ -419,7 +422,7 @@ static PyObject *relay_rows_method(PyObject *object, PyObject *unused)
 
 static PyObject *relay_backings_method(PyObject *object, PyObject *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     if (relay == NULL)
         return NULL;
@@ -438,11 +441,11 @@ static PyObject *relay_backings_method(PyObject *object, PyObject *unused)
 
 static PyObject *relay_places_method(PyObject *object, PyObject *argument)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
     struct ledger_place places[2];
     uint64_t handle;
+    struct relay *relay = relay_and_number(object, argument, &handle);
 
-    if (relay == NULL || !take_nodeid(argument, &handle))
+    if (relay == NULL)
         return NULL;
     int count = table_places(relay_table(relay), handle, places);
     PyObject *list = PyList_New(0);
@@ -457,7 +460,7 @@ static PyObject *relay_places_method(PyObject *object, PyObject *argument)
 
 static PyObject *relay_unique_method(PyObject *object, PyObject *args)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     unsigned opcode;
     unsigned long long nodeid;
     if (relay == NULL || !PyArg_ParseTuple(args, "IK:unique", &opcode, &nodeid))
@@ -469,7 +472,7 @@ static PyObject *relay_unique_method(PyObject *object, PyObject *args)
 
 static PyObject *relay_retire_method(PyObject *object, PyObject *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     if (relay == NULL)
         return NULL;
@@ -488,14 +491,14 @@ static PyObject *get_has_taken_over(PyObject *object, void *unused)
 
 static PyObject *get_generation(PyObject *object, void *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     return relay ? PyLong_FromUnsignedLong(relay_table(relay)->ledger.file->generation) : NULL;
 }
 
 static PyObject *get_highest_nodeid(PyObject *object, void *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     if (relay == NULL)
         return NULL;
@@ -507,7 +510,7 @@ static PyObject *get_highest_nodeid(PyObject *object, void *unused)
 static PyObject *relay_drain_method(PyObject *object, PyObject *unused)
 {
     struct relay_object *self = (struct relay_object *)object;
-    struct relay *relay = relay_of(self);
+    struct relay *relay = relay_of(object);
     eventfd_t count;
     uint64_t nodeid;
     bool last;
@@ -522,22 +525,17 @@ static PyObject *relay_drain_method(PyObject *object, PyObject *unused)
     eventfd_read(self->event_fd, &count);
     if (relay_is_unmounted(relay))
         eventfd_write(self->event_fd, 1);
-    while (table_next_event(relay_table(relay), &nodeid, &last)) {
-        PyObject *event =
-            Py_BuildValue("KO", (unsigned long long)nodeid, last ? Py_True : Py_False);
-        if (event == NULL || PyList_Append(events, event) != 0) {
-            Py_XDECREF(event);
-            Py_DECREF(events);
-            return NULL;
-        }
-        Py_DECREF(event);
+    while (events && table_next_event(relay_table(relay), &nodeid, &last)) {
+        if (!append(events,
+                    Py_BuildValue("KO", (unsigned long long)nodeid, last ? Py_True : Py_False)))
+            Py_CLEAR(events);
     }
     return events;
 }
 
 static PyObject *relay_take_operations_method(PyObject *object, PyObject *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     const uint8_t *bytes;
     size_t size;
     eventfd_t count;
@@ -550,27 +548,25 @@ static PyObject *relay_take_operations_method(PyObject *object, PyObject *unused
         return NULL;
     /* First: what comes from now on makes it readable again. */
     eventfd_read(relay_operations_fd(relay), &count);
-    while ((bytes = relay_first_operation(relay, &size)) != NULL) {
+    while (operations && (bytes = relay_first_operation(relay, &size)) != NULL) {
         struct fuse_in_header header;
         memcpy(&header, bytes, sizeof header);
-        PyObject *operation = Py_BuildValue(
-            "KkKkky#", (unsigned long long)header.unique, (unsigned long)header.opcode,
-            (unsigned long long)header.nodeid, (unsigned long)header.uid, (unsigned long)header.gid,
-            (const char *)bytes + sizeof header, (Py_ssize_t)(size - sizeof header));
-        if (operation == NULL || PyList_Append(operations, operation) != 0) {
-            Py_XDECREF(operation);
-            Py_DECREF(operations);
-            return NULL;
-        }
-        Py_DECREF(operation);
-        relay_drop_operation(relay);
+        if (append(operations,
+                   Py_BuildValue("KkKkky#", (unsigned long long)header.unique,
+                                 (unsigned long)header.opcode, (unsigned long long)header.nodeid,
+                                 (unsigned long)header.uid, (unsigned long)header.gid,
+                                 (const char *)bytes + sizeof header,
+                                 (Py_ssize_t)(size - sizeof header))))
+            relay_drop_operation(relay);
+        else
+            Py_CLEAR(operations);
     }
     return operations;
 }
 
 static PyObject *relay_answer_method(PyObject *object, PyObject *args)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     unsigned long long unique;
     Py_buffer body;
     int error;
@@ -579,9 +575,7 @@ static PyObject *relay_answer_method(PyObject *object, PyObject *args)
         return NULL;
     int refused = relay_answer(relay, unique, error, body.buf, (size_t)body.len);
     PyBuffer_Release(&body);
-    if (refused)
-        return raise_errno(refused, NULL);
-    Py_RETURN_NONE;
+    return none_or_errno(refused);
 }
 
 static int add_count(PyObject *counts, const char *name, unsigned long long value)
@@ -594,7 +588,7 @@ static int add_count(PyObject *counts, const char *name, unsigned long long valu
 
 static PyObject *relay_stats_method(PyObject *object, PyObject *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     uint64_t values[COUNTERS];
 
     (void)unused;
@@ -624,7 +618,7 @@ typedef size_t init_reader(struct relay *relay, uint8_t *bytes, size_t room);
 
 static PyObject *init_bytes(PyObject *object, init_reader *read)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     uint8_t bytes[512];
     if (relay == NULL)
         return NULL;
@@ -652,14 +646,14 @@ static PyObject *get_python_fd(PyObject *object, void *unused)
 
 static PyObject *get_replies_fd(PyObject *object, void *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     return relay ? PyLong_FromLong(relay_replies_fd(relay)) : NULL;
 }
 
 static PyObject *get_operations_fd(PyObject *object, void *unused)
 {
-    struct relay *relay = relay_of((struct relay_object *)object);
+    struct relay *relay = relay_of(object);
     (void)unused;
     return relay ? PyLong_FromLong(relay_operations_fd(relay)) : NULL;
 }
@@ -761,18 +755,12 @@ static PyObject *module_unmount(PyObject *module, PyObject *args, PyObject *keyw
     static char *names[] = {"mountpoint", "lazy", NULL};
     PyObject *mountpoint;
     int lazy;
-    int error;
 
     (void)module;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&p:unmount", names, PyUnicode_FSConverter,
                                      &mountpoint, &lazy))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
-        error = device_unmount(PyBytes_AS_STRING(mountpoint), lazy);
-    Py_END_ALLOW_THREADS
-    PyObject *result = error ? raise_errno(error, mountpoint) : Py_NewRef(Py_None);
-    Py_DECREF(mountpoint);
-    return result;
+    return unmount(mountpoint, lazy);
 }
 
 static PyObject *module_create_ledger(PyObject *module, PyObject *unused)
