@@ -1,7 +1,6 @@
 /* agentfs.index._pages: the VFS of native/pages, made known to the SQLite that Python uses. */
-#define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
-#include <Python.h>
+#include "binding.h"
 
 #include <dlfcn.h>
 
@@ -57,10 +56,8 @@ static PyObject *module_damaged(PyObject *module, PyObject *arguments)
         uint32_t number = first + (uint32_t)i;
         if ((i + 1) * PAGES_BYTES <= (size_t)data.len && pages_is_good(page, number))
             continue;
-        PyObject *item = PyLong_FromUnsignedLong(number);
-        if (item == NULL || PyList_Append(found, item) != 0)
+        if (!append(found, PyLong_FromUnsignedLong(number)))
             Py_CLEAR(found);
-        Py_XDECREF(item);
     }
     PyBuffer_Release(&data);
     return found;
