@@ -80,7 +80,7 @@ class LiveFile:
         self.changed_at = 0.0
         """time.monotonic() of the last change, or of the last close after one."""
         self.dirty_since = 0.0
-        """time.monotonic() of the first change after the last seal."""
+        """time.monotonic() of the first change after the last seal, of the file or its name."""
         self.name: tuple[int, bytes] = (0, b"")
         """(parent, name) it was made under, when known: similar files are sealed together."""
 
@@ -106,6 +106,11 @@ class LiveFile:
     @property
     def is_dirty(self) -> bool:
         return self.version != self.sealed_version or (self.is_passed_through and self.writers > 0)
+
+    @property
+    def was_sealed(self) -> bool:
+        """It, or what it was renamed over, is known to the store in an earlier state."""
+        return self.inode.content is not None or self.sealed_version > 0
 
     def refresh(self) -> bool:
         """Learn size and times from the staged copy, which the kernel writes; True: new ones."""

@@ -297,6 +297,9 @@ class Namespace:
         live = self._table.live(moved.id)
         if live is not None:
             live.name = (new_parent, new_name)
+            replaced = self._table.live(victim.id) if victim is not None else None
+            if replaced is not None and replaced.is_dirty:
+                live.dirty_since = min(live.dirty_since, replaced.dirty_since)
         if victim is not None:
             self._after_drop(victim, is_removed=is_removed)
 

@@ -32,7 +32,7 @@ from agentfs.filesystem.rewrite import Packing, Rewriter
 from agentfs.filesystem.seal import Sealer
 from agentfs.filesystem.staging import Staging, directory_on_tmpfs, holes_in, is_anothers
 from agentfs.index import Index
-from agentfs.policy.sealing import is_due, packing_order
+from agentfs.policy.sealing import due, packing_order
 
 log = logging.getLogger(__name__)
 
@@ -223,14 +223,14 @@ class Volume:
             staged_bytes > _PRESSURE_SHARE * self.staging.budget_bytes or self.staging.lacks_disk(0)
         )
         rest_s = 0.0 if under_pressure else self._profile.seal.rest_s
-        due = [
-            file
-            for file in self.table.staged_files()
-            if file.inode.nlink
-            and is_due(file, now, rest_s=rest_s, open_rest_s=self._profile.seal.open_rest_s)
-        ]
-        if due:
-            await self._seal(due, now)
+        found = due(
+            (file for file in self.table.staged_files() if file.inode.nlink),
+            now,
+            rest_s=rest_s,
+            open_rest_s=self._profile.seal.open_rest_s,
+        )
+        if found:
+            await self._seal(found, now)
         if now >= self._flush_at:
             self._flush_at = now + _FLUSH_S
             try:
@@ -238,12 +238,12 @@ class Volume:
             except OSError as error:
                 log.error("cannot flush the index: %s", error)
 
-    async def _seal(self, due: list[LiveFile], now: float) -> None:
+    async def _seal(self, files: list[LiveFile], now: float) -> None:
         try:
-            await self.sealer.seal(packing_order(due), wait=False)
+            await self.sealer.seal(packing_order(files), wait=False)
         except OSError as error:
-            log.error("cannot seal %d files: %s; they stay staged", len(due), error)
-            for file in due:
+            log.error("cannot seal %d files: %s; they stay staged", len(files), error)
+            for file in files:
                 file.changed_at = file.dirty_since = now
 
     async def sync(self, progress: Progress) -> int:

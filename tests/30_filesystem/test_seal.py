@@ -6,6 +6,7 @@ import os
 import random
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ import trio
 from agentfs.chunks import cut, params_for_size
 from agentfs.chunks.digest import ContentHasher
 from agentfs.filesystem import seal
+from agentfs.policy.sealing import due
 from fakes.recount import miscounts
 from fakes.volumes import MIB, Machine, Shell, profile, running
 
@@ -338,6 +340,61 @@ async def test_closed_files_are_sealed_when_they_have_rested(machine: Machine) -
             while shell.is_staged("/a"):
                 await trio.sleep(0.05)
         assert await shell.read("/a") == b"rests"
+
+
+@dataclass
+class Candidate:
+    """A file as the policy sees it, at second 100."""
+
+    changed_at: float
+    dirty_since: float
+    writers: int = 0
+    was_sealed: bool = False
+    is_dirty: bool = True
+    name: tuple[int, bytes] = (1, b"file")
+
+
+def due_now(*files: Candidate, rest_s: float = 5.0) -> list[Candidate]:
+    return due(files, 100.0, rest_s=rest_s, open_rest_s=30.0)
+
+
+def test_a_new_file_is_due_when_it_has_rested_closed() -> None:
+    rested = Candidate(changed_at=95, dirty_since=90)
+    assert due_now(rested) == [rested]
+    assert not due_now(Candidate(changed_at=96, dirty_since=90))
+    assert not due_now(replace(rested, writers=1))
+    assert not due_now(replace(rested, is_dirty=False))
+
+
+def test_what_was_sealed_before_waits_until_it_is_dirty_for_long() -> None:
+    conversation = Candidate(changed_at=80, dirty_since=71, was_sealed=True)
+    assert not due_now(conversation)
+    aged = replace(conversation, dirty_since=70)
+    assert due_now(aged) == [aged]
+    assert due_now(conversation, rest_s=0) == [conversation], "tmpfs is full"
+
+
+def test_what_grows_is_sealed_together() -> None:
+    """Each seal by itself would write the same pages of the index again."""
+    aged = Candidate(changed_at=99, dirty_since=70, was_sealed=True)
+    others = [Candidate(changed_at=99, dirty_since=at, was_sealed=True) for at in (80, 90, 99)]
+    assert due_now(*others, aged) == [aged, *others]
+    new, open_ = Candidate(changed_at=99, dirty_since=99), replace(others[0], writers=1)
+    assert due_now(aged, new, open_) == [aged]
+
+
+async def test_a_history_replaced_again_and_again_is_as_old_as_its_first_change(
+    machine: Machine,
+) -> None:
+    """Or one that is replaced every few seconds would never be sealed."""
+    shell = machine.open()
+    await shell.write("/a", b"sealed")
+    await shell.seal("/a")
+    await shell.replace("/a", b"first")
+    since = shell.file("/a").dirty_since
+    await shell.replace("/a", b"second")
+    assert shell.file("/a").dirty_since == since
+    assert shell.file("/a").was_sealed
 
 
 async def test_a_full_tmpfs_budget_has_closed_files_sealed_without_rest(machine: Machine) -> None:
