@@ -5,6 +5,7 @@
 #include "store_type.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <zstd.h>
 
 #include "pace.h"

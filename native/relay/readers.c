@@ -1,0 +1,210 @@
+/* The threads that read requests; Python's is one of them while they follow each other. */
+#define _GNU_SOURCE
+#include "relay_state.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+/* How long a reader looks for the next request before it sleeps. A program that opens, reads and
+ * closes asks again within 20 us; to be woken takes as long as that. */
+enum { LINGER_NS = 50 * 1000 };
+
+/* How many requests in a row Python must have waited for in vain of nothing else, before it reads
+ * them itself; and how long one may then take it before a reader looks after the others. */
+enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 200 * 1000 };
+
+/* How long its thread looks for the next before it sleeps; after how many looks in vain it sleeps
+ * at once, and after how many sleeps it looks again. */
+enum { LOOK_NS = 30 * 1000, VAIN_LOOKS_MAX = 3, LOOK_AGAIN_AFTER = 64 };
+
+static int64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Waits for a request without sleeping, until LINGER_NS after it began; yields to whoever has
+ * something to do. */
+static void linger(struct relay *relay, int device, int64_t began_ns)
+{
+    struct pollfd readable = {.fd = device, .events = POLLIN};
+
+    if (atomic_flag_test_and_set(&relay->is_lingering))
+        return;
+    while (poll(&readable, 1, 0) == 0 && monotonic_ns() - began_ns < LINGER_NS)
+        sched_yield();
+    atomic_flag_clear(&relay->is_lingering);
+}
+
+/* Handles the next request of a device. *was_answered: without Python. */
+enum reading { READING_ON, READING_NOTHING, READING_OVER };
+
+static enum reading read_request(struct relay *relay, int device, uint8_t *bytes,
+                                 bool *was_answered)
+{
+    ssize_t size = read(device, bytes, MESSAGE_BYTES_MAX);
+    *was_answered = false;
+    if (size > 0) {
+        *was_answered = relay_handle_request(relay, device, bytes, (size_t)size);
+        return READING_ON;
+    }
+    if (size == 0 || errno == ENODEV || errno == ECONNABORTED) {
+        relay_mount_is_gone(relay);
+        return READING_OVER;
+    }
+    if (errno == EINTR || errno == ENOENT || errno == EAGAIN)
+        return READING_NOTHING;
+    count(relay, COUNTER_read_errors);
+    if (errno != EBADF && errno != EPERM && errno != EINVAL)
+        return READING_NOTHING;
+    relay_mount_is_gone(relay);
+    return READING_OVER;
+}
+
+/* What a reader does while Python reads. False: it did nothing of the kind. */
+static bool rest(struct relay *relay, bool looks_after, uint8_t *bytes)
+{
+    struct attention *attention = &relay->attention;
+    struct timespec until;
+    bool was_answered;
+
+    pthread_mutex_lock(&attention->lock);
+    bool rested = attention->is_given;
+    while (attention->is_given && !atomic_load(&relay->are_readers_stopping)) {
+        if (!looks_after) {
+            pthread_cond_wait(&attention->ended, &attention->lock);
+            continue;
+        }
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += ATTENTION_LOST_NS;
+        if (until.tv_nsec >= 1000000000) {
+            until.tv_nsec -= 1000000000;
+            until.tv_sec++;
+        }
+        pthread_cond_timedwait(&attention->ended, &attention->lock, &until);
+        int64_t busy_since = atomic_load(&attention->busy_since);
+        if (busy_since == 0 || monotonic_ns() - busy_since < ATTENTION_LOST_NS)
+            continue;
+        pthread_mutex_unlock(&attention->lock);
+        int device = relay->devices[relay->readers];
+        while (read_request(relay, device, bytes, &was_answered) == READING_ON)
+            ;
+        pthread_mutex_lock(&attention->lock);
+    }
+    pthread_mutex_unlock(&attention->lock);
+    return rested;
+}
+
+void *relay_reader(void *argument)
+{
+    struct thread *thread = argument;
+    struct relay *relay = thread->relay;
+    uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
+    bool expects_more = false; /* the last came soon and was answered here */
+    bool was_answered;
+    enum reading reading = bytes ? READING_ON : READING_OVER;
+
+    while (reading != READING_OVER && !atomic_load(&relay->are_readers_stopping)) {
+        if (rest(relay, thread == relay->threads, bytes))
+            continue;
+        int64_t began_ns = monotonic_ns();
+        if (expects_more)
+            linger(relay, thread->device, began_ns);
+        reading = read_request(relay, thread->device, bytes, &was_answered);
+        if (reading == READING_ON)
+            expects_more = was_answered && monotonic_ns() - began_ns < LINGER_NS;
+    }
+    free(bytes);
+    atomic_store(&thread->has_ended, true);
+    return NULL;
+}
+
+/* --- Python as a reader -------------------------------------------------------------------- */
+
+static void give_attention(struct relay *relay)
+{
+    struct attention *attention = &relay->attention;
+    pthread_mutex_lock(&attention->lock);
+    attention->is_given = true;
+    pthread_mutex_unlock(&attention->lock);
+    for (int i = 0; i < relay->readers; i++)
+        relay_kick(&relay->threads[i]);
+}
+
+void relay_end_attention(struct relay *relay)
+{
+    struct attention *attention = &relay->attention;
+    pthread_mutex_lock(&attention->lock);
+    attention->is_given = false;
+    pthread_cond_broadcast(&attention->ended);
+    pthread_mutex_unlock(&attention->lock);
+    attention->in_a_row = 0;
+}
+
+/* Looks for a moment before it sleeps, as long as that finds something: it cannot where the program
+ * that asks needs this processor. Never yields: others might keep it for milliseconds. */
+static int poll_soon(struct attention *attention, struct pollfd *sources, nfds_t count,
+                     int timeout_ms)
+{
+    int ready = poll(sources, count, 0);
+    if (ready != 0 || timeout_ms == 0)
+        return ready;
+    if (attention->vain_looks < VAIN_LOOKS_MAX) {
+        int64_t began_ns = monotonic_ns();
+        while (ready == 0 && monotonic_ns() - began_ns < LOOK_NS)
+            ready = poll(sources, count, 0);
+        attention->vain_looks = ready ? 0 : attention->vain_looks + 1;
+    } else if (++attention->vain_looks == LOOK_AGAIN_AFTER) {
+        attention->vain_looks = VAIN_LOOKS_MAX - 1;
+    }
+    return ready ? ready : poll(sources, count, timeout_ms);
+}
+
+/* Waits like poll(); what can be answered without Python is. */
+static bool wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
+{
+    struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
+                               {.fd = relay->operations_fd, .events = POLLIN},
+                               {.fd = relay->devices[relay->readers], .events = POLLIN}};
+    bool was_answered;
+
+    while (!atomic_load(&relay->is_unmounted)) {
+        int ready = poll_soon(&relay->attention, sources, 3, timeout_ms);
+        if (ready > 0 && sources[1].revents)
+            return false;
+        if (ready > 0 && sources[0].revents)
+            return true;
+        if (ready == 0)
+            return false;
+        read_request(relay, sources[2].fd, relay->buffer, &was_answered);
+    }
+    return false;
+}
+
+bool relay_take(struct relay *relay, int python_fd, int timeout_ms)
+{
+    struct attention *attention = &relay->attention;
+    struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
+                               {.fd = relay->operations_fd, .events = POLLIN}};
+    bool is_ready;
+
+    atomic_store(&attention->busy_since, 0);
+    if (attention->in_a_row >= ATTENTION_AFTER && !atomic_load(&relay->are_readers_stopping)) {
+        if (attention->in_a_row++ == ATTENTION_AFTER)
+            give_attention(relay);
+        is_ready = wait_attentively(relay, python_fd, timeout_ms);
+        if (!is_ready)
+            relay_end_attention(relay);
+    } else {
+        is_ready = poll(sources, 2, timeout_ms) > 0 && sources[1].revents == 0;
+        attention->in_a_row = is_ready ? attention->in_a_row + 1 : 0;
+    }
+    if (is_ready)
+        atomic_store(&attention->busy_since, monotonic_ns());
+    return is_ready;
+}
