@@ -21,18 +21,17 @@ def sync_command(arguments: argparse.Namespace) -> int:
 
 def gc_command(arguments: argparse.Namespace) -> int:
     """Have garbage removed from the segments."""
-    result = _ask(arguments, "gc")
-    text = "agentfs: garbage is collected"
-    freed_bytes = result.get("stored_bytes")
-    if isinstance(freed_bytes, int):
-        text += f", {output.size(max(freed_bytes, 0))} given back to the disk"
-    return output.answer(arguments.json, result, text)
+    return _make_room(arguments, "gc", "garbage is collected")
 
 
 def compact_command(arguments: argparse.Namespace) -> int:
     """Have everything that is sealed packed as small as it gets."""
-    result = _ask(arguments, "compact")
-    text = "agentfs: the store is compact"
+    return _make_room(arguments, "compact", "the store is compact")
+
+
+def _make_room(arguments: argparse.Namespace, op: str, done: str) -> int:
+    result = _ask(arguments, op)
+    text = f"agentfs: {done}"
     freed_bytes = result.get("stored_bytes")
     if isinstance(freed_bytes, int):
         text += f", {output.size(max(freed_bytes, 0))} given back to the disk"

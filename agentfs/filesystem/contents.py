@@ -18,7 +18,7 @@ import trio
 from agentfs.chunks import CorruptBlock, Store
 from agentfs.chunks.digest import ContentHasher
 from agentfs.chunks.recipe import Recipe
-from agentfs.filesystem.staging import write_all
+from agentfs.filesystem.ranges import write_all
 from agentfs.index import ChunkLost, Index
 
 log = logging.getLogger(__name__)

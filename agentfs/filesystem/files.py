@@ -1,4 +1,4 @@
-"""Open files and their bytes: read, write, truncate.
+"""Open files and their bytes: read, write, truncate, allocate, copy, seek.
 
 A file is read from its staged copy when it has one, else from its sealed
 content. The first change of a sealed file makes the staged copy. Nothing here
@@ -21,18 +21,17 @@ from agentfs.filesystem.contents import BytesLost, ContentReader
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.namespace import Namespace
-from agentfs.filesystem.staging import (
+from agentfs.filesystem.ranges import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
-    StagedFile,
-    Staging,
     allocate,
     copy_data,
     copy_extents,
     make_hole,
     write_all,
 )
+from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
 from agentfs.model import Inode
 

@@ -31,7 +31,8 @@ from agentfs.filesystem.files import DAY_NS, Files, Handle, needs_atime
 from agentfs.filesystem.images import Image, Images, Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
 from agentfs.filesystem.namespace import Namespace
-from agentfs.filesystem.staging import StagedFile, Staging, copy_range
+from agentfs.filesystem.ranges import copy_range
+from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
 from agentfs.model import CACHE_S, Inode
 

@@ -50,4 +50,4 @@ def offline_stats(store: Path) -> dict[str, Any]:
 
 
 def _ratio(before: float, after: float) -> float:
-    return round(before / after, 3) if after else 1.0
+    return round(before / after, 3) if before and after else 1.0

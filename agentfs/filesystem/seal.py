@@ -34,8 +34,8 @@ from agentfs.chunks.recipe import encode
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import LiveFile
+from agentfs.filesystem.ranges import data_extents
 from agentfs.filesystem.room import Room
-from agentfs.filesystem.staging import data_extents
 from agentfs.index import Index
 from agentfs.model import SECTOR_BYTES, NewBlock
 

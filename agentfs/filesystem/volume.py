@@ -26,11 +26,12 @@ from agentfs.filesystem.images import Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.passthrough import PassthroughFiles
+from agentfs.filesystem.ranges import holes_in
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import store_totals
 from agentfs.filesystem.rewrite import Packing, Rewriter
 from agentfs.filesystem.seal import Sealer
-from agentfs.filesystem.staging import Staging, directory_on_tmpfs, holes_in, is_anothers
+from agentfs.filesystem.staging import Staging, directory_on_tmpfs, is_anothers
 from agentfs.index import Index
 from agentfs.policy.sealing import due, packing_order
 

@@ -13,8 +13,9 @@ import pytest
 import trio
 
 from agentfs.errors import StoreUnusable
-from agentfs.filesystem import staging
-from agentfs.filesystem.staging import Staging, data_extents
+from agentfs.filesystem import ranges, staging
+from agentfs.filesystem.ranges import data_extents
+from agentfs.filesystem.staging import Staging
 from fakes.recount import miscounts
 from fakes.volumes import MIB, Machine, Shell, profile
 
@@ -254,7 +255,7 @@ async def test_bytes_written_while_the_file_moves_to_disk_are_kept(
     shell = machine.open(profile(budget_bytes=MIB))
     await shell.write("/a", b"." * MIB)
     handles = [shell.open("/a"), shell.open("/a")]
-    original = staging.copy_range
+    original = ranges.copy_range
     copied, go_on = trio.Event(), trio.Event()
 
     def slow_copy(source: int, target: int, start: int, end: int) -> None:
@@ -262,7 +263,7 @@ async def test_bytes_written_while_the_file_moves_to_disk_are_kept(
         trio.from_thread.run_sync(copied.set)
         trio.from_thread.run(go_on.wait)
 
-    monkeypatch.setattr(staging, "copy_range", slow_copy)
+    monkeypatch.setattr(ranges, "copy_range", slow_copy)
     write = shell.volume.files.write
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write, handles[0], MIB, b"grows")
@@ -281,7 +282,7 @@ async def test_bytes_cut_while_the_file_moves_to_disk_stay_cut(
     shell = machine.open(profile(budget_bytes=MIB))
     await shell.write("/a", b"." * MIB)
     handle = shell.open("/a")
-    original = staging.copy_range
+    original = ranges.copy_range
     copied, go_on = trio.Event(), trio.Event()
 
     def slow_copy(source: int, target: int, start: int, end: int) -> None:
@@ -289,7 +290,7 @@ async def test_bytes_cut_while_the_file_moves_to_disk_stay_cut(
         trio.from_thread.run_sync(copied.set)
         trio.from_thread.run(go_on.wait)
 
-    monkeypatch.setattr(staging, "copy_range", slow_copy)
+    monkeypatch.setattr(ranges, "copy_range", slow_copy)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shell.volume.files.write, handle, MIB, b"grows")
         await copied.wait()
@@ -385,12 +386,12 @@ def test_copies_keep_holes_also_between_filesystems(
     os.ftruncate(source, 8 * MIB)
     os.pwrite(target, b"." * 3 * MIB, 0)
     try:
-        assert staging.copy_extents(source, target, MIB, 8 * MIB, -MIB) == 7 * MIB
+        assert ranges.copy_extents(source, target, MIB, 8 * MIB, -MIB) == 7 * MIB
         assert os.pread(target, 8 * MIB, 0) == (
             bytes(MIB) + b"x" * 10_000 + bytes(6 * MIB - 10_000)
         )
         assert os.fstat(target).st_blocks * 512 < MIB
-        assert staging.copy_extents(source, target, MIB, 8 * MIB, 93 * MIB) == 7 * MIB
+        assert ranges.copy_extents(source, target, MIB, 8 * MIB, 93 * MIB) == 7 * MIB
         assert os.fstat(target).st_size == 101 * MIB
     finally:
         os.close(source)
@@ -407,14 +408,14 @@ def test_what_was_copied_before_the_disk_was_full_counts(
             raise OSError(errno.ENOSPC, "full")
         return left.pop() * (end - start)
 
-    monkeypatch.setattr(staging, "copy_range", full)
+    monkeypatch.setattr(ranges, "copy_range", full)
     source = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT)
     target = os.open(tmp_path / "b", os.O_RDWR | os.O_CREAT)
     os.pwrite(source, b"x" * (20 * MIB), 0)
     try:
-        assert staging.copy_extents(source, target, 0, 20 * MIB, 0) == 8 * MIB
+        assert ranges.copy_extents(source, target, 0, 20 * MIB, 0) == 8 * MIB
         with pytest.raises(OSError, match="full"):
-            staging.copy_extents(source, target, 0, 20 * MIB, 0)
+            ranges.copy_extents(source, target, 0, 20 * MIB, 0)
     finally:
         os.close(source)
         os.close(target)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -30,6 +31,7 @@ from agentfs.errors import (
 )
 from agentfs.index.connection import connect
 
+ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 STATS_KEYS = {
@@ -47,6 +49,13 @@ def test_what_was_written_is_there_after_umount_and_mount(mounted: Any) -> None:
     (mounted.path / "notes" / "a.txt").write_bytes(LINE * 1000)
     mounted.remount()
     assert (mounted.path / "notes" / "a.txt").read_bytes() == LINE * 1000
+
+
+def test_the_man_page_names_every_figure_of_stats(mounted: Any) -> None:
+    section = (ROOT / "docs/agentfs.1").read_text().partition(".SH STATS IN JSON")[2]
+    lines = re.findall(r"^\.B (\w+(?:, \w+)*)$", section.partition(".SH ")[0], re.MULTILINE)
+    named = {key for line in lines for key in line.split(", ")}
+    assert named - {"unmounted"} == set(mounted.stats())
 
 
 def test_the_mounted_directory_belongs_to_who_mounted_it(mounted: Any) -> None:

@@ -13,7 +13,7 @@ from agentfs.filesystem.namespace import (
     Caller,
     without_setid,
 )
-from agentfs.filesystem.staging import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
+from agentfs.filesystem.ranges import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 from fakes.volumes import ROOT, Attributes, is_within, overlap
 
 
