@@ -123,10 +123,14 @@ class Mounted:
 
     def lose_tmpfs(self) -> None:
         """What a killed daemon staged waits on its tmpfs for a next mount that never comes."""
-        for owner in OWN_TMPFS.glob("*/store"):
-            if owner.read_bytes() == os.fsencode(self.store):
-                detach(owner.parent)
-                owner.parent.rmdir()
+        for tmpfs in self.tmpfs():
+            detach(tmpfs)
+            tmpfs.rmdir()
+
+    def tmpfs(self) -> list[Path]:
+        """The tmpfs of the store, if there is one: root's mounts have it."""
+        owner = os.fsencode(self.store)
+        return [one.parent for one in OWN_TMPFS.glob("*/store") if one.read_bytes() == owner]
 
     def _send_kill(self) -> None:
         for victim in {self._holder() or 0, self.pid} - {0}:

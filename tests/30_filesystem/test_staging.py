@@ -248,13 +248,9 @@ async def test_a_file_that_outgrows_the_budget_moves_to_disk_and_goes_on(machine
     assert not machine.staged_names()
 
 
-async def test_bytes_written_while_the_file_moves_to_disk_are_kept(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The move copies in a thread; another write must not go to the copy that is left behind."""
-    shell = machine.open(profile(budget_bytes=MIB))
-    await shell.write("/a", b"." * MIB)
-    handles = [shell.open("/a"), shell.open("/a")]
+@pytest.fixture
+def stopping_copy(monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
+    """Copies stop when all is copied, which sets the first, until the second is set."""
     original = ranges.copy_range
     copied, go_on = trio.Event(), trio.Event()
 
@@ -264,6 +260,17 @@ async def test_bytes_written_while_the_file_moves_to_disk_are_kept(
         trio.from_thread.run(go_on.wait)
 
     monkeypatch.setattr(ranges, "copy_range", slow_copy)
+    return copied, go_on
+
+
+async def test_bytes_written_while_the_file_moves_to_disk_are_kept(
+    machine: Machine, stopping_copy: tuple[trio.Event, trio.Event]
+) -> None:
+    """The move copies in a thread; another write must not go to the copy that is left behind."""
+    shell = machine.open(profile(budget_bytes=MIB))
+    await shell.write("/a", b"." * MIB)
+    handles = [shell.open("/a"), shell.open("/a")]
+    copied, go_on = stopping_copy
     write = shell.volume.files.write
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write, handles[0], MIB, b"grows")
@@ -277,20 +284,12 @@ async def test_bytes_written_while_the_file_moves_to_disk_are_kept(
 
 
 async def test_bytes_cut_while_the_file_moves_to_disk_stay_cut(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, stopping_copy: tuple[trio.Event, trio.Event]
 ) -> None:
     shell = machine.open(profile(budget_bytes=MIB))
     await shell.write("/a", b"." * MIB)
     handle = shell.open("/a")
-    original = ranges.copy_range
-    copied, go_on = trio.Event(), trio.Event()
-
-    def slow_copy(source: int, target: int, start: int, end: int) -> None:
-        original(source, target, start, end)
-        trio.from_thread.run_sync(copied.set)
-        trio.from_thread.run(go_on.wait)
-
-    monkeypatch.setattr(ranges, "copy_range", slow_copy)
+    copied, go_on = stopping_copy
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shell.volume.files.write, handle, MIB, b"grows")
         await copied.wait()

@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 
-from agentfs.filesystem.staging import OWN_TMPFS
-
 MIB = 1 << 20
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 1, 2, 8, 16, 32
 AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
@@ -192,11 +190,7 @@ def test_what_was_reserved_is_given_back_when_the_file_is_sealed(
         fallocate(file.fileno(), KEEP_SIZE, 0, 64 * MIB)
         assert os.fstat(file.fileno()).st_blocks * 512 >= 64 * MIB
     mounted.agentfs("sync", mnt)
-    [tmpfs] = [
-        one.parent
-        for one in OWN_TMPFS.glob("*/store")
-        if one.read_bytes() == os.fsencode(mounted.store)
-    ]
+    [tmpfs] = mounted.tmpfs()
     room = os.statvfs(tmpfs)
     assert (room.f_blocks - room.f_bfree) * room.f_frsize < MIB
     assert (mnt / "a").read_bytes() == b"x" * 5000

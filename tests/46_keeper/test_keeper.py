@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -167,53 +168,43 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-@pytest.mark.parametrize("chosen", ["relay", "plain"])
-def test_a_service_manager_is_told(
-    chosen: str, mode: str, manager: socket.socket, tmp_path: Path
-) -> None:
-    path = tmp_path / "mnt"
+@contextlib.contextmanager
+def serving(top: Path, mode: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A mount in the foreground with a watchdog of 0.3 s, as a service manager starts it."""
+    path = top / "mnt"
     path.mkdir()
-    environment = os.environ | {
-        "NOTIFY_SOCKET": str(tmp_path / "notify"),
-        "WATCHDOG_USEC": "300000",
-    }
-    arguments = ["mount", path, "--store", tmp_path / "store", "--foreground", "--mode", chosen]
+    arguments = ["mount", path, "--store", top / "store", "--foreground", "--mode", mode]
     service = subprocess.Popen(
         [sys.executable, "-m", "agentfs.cli", *map(str, arguments)],
-        env=environment,
+        env=os.environ | {"NOTIFY_SOCKET": str(top / "notify"), "WATCHDOG_USEC": "300000"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        told = [manager.recv(100).decode() for _ in range(4)]
-        assert "READY=1" in told
-        assert told.count("WATCHDOG=1") >= 3
-        service.send_signal(signal.SIGTERM)
-        assert service.wait(20) == 0
-        assert mount_at(path) is None
+        yield service, path
     finally:
         service.kill()
         service.wait()
         subprocess.run(["umount", "-l", path], check=False, capture_output=True)
 
 
+@pytest.mark.parametrize("chosen", ["relay", "plain"])
+def test_a_service_manager_is_told(
+    chosen: str, mode: str, manager: socket.socket, tmp_path: Path
+) -> None:
+    with serving(tmp_path, chosen) as (service, path):
+        told = [manager.recv(100).decode() for _ in range(4)]
+        assert "READY=1" in told
+        assert told.count("WATCHDOG=1") >= 3
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(20) == 0
+        assert mount_at(path) is None
+
+
 def test_a_worker_that_does_not_answer_feeds_no_watchdog(
     mode: str, manager: socket.socket, tmp_path: Path
 ) -> None:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    environment = os.environ | {
-        "NOTIFY_SOCKET": str(tmp_path / "notify"),
-        "WATCHDOG_USEC": "300000",
-    }
-    arguments = ["mount", path, "--store", tmp_path / "store", "--foreground", "--mode", "relay"]
-    service = subprocess.Popen(
-        [sys.executable, "-m", "agentfs.cli", *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with serving(tmp_path, "relay") as (service, path):
         while manager.recv(100) != b"READY=1":
             pass
         figures = json.loads(run_agentfs("stats", path, "--json").stdout)
@@ -227,7 +218,3 @@ def test_a_worker_that_does_not_answer_feeds_no_watchdog(
         assert manager.recv(100) == b"WATCHDOG=1"
         service.send_signal(signal.SIGTERM)
         assert service.wait(20) == 0
-    finally:
-        service.kill()
-        service.wait()
-        subprocess.run(["umount", "-l", path], check=False, capture_output=True)

@@ -64,6 +64,14 @@ def test_the_mounted_directory_belongs_to_who_mounted_it(mounted: Any) -> None:
     assert abs(status.st_mtime - time.time()) < 600
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts have a tmpfs of their own")
+def test_umount_leaves_nothing_on_tmpfs(mounted: Any) -> None:
+    (mounted.path / "a").write_bytes(LINE)
+    [tmpfs] = mounted.tmpfs()
+    mounted.umount()
+    assert not tmpfs.exists()
+
+
 def test_hot_bytes_overrides_the_profile(mounted: Any) -> None:
     mounted.umount()
     mounted.agentfs("mount", mounted.path, "--store", mounted.store, "--hot-bytes", "48MiB")
