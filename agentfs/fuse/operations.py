@@ -17,15 +17,10 @@ from typing import TYPE_CHECKING
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
 
+from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
-from agentfs.filesystem.namespace import (
-    NAME_BYTES_MAX,
-    AttributeChange,
-    Caller,
-    DirectoryStream,
-    SealFirst,
-)
+from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller, SealFirst
 from agentfs.fuse.attributes import MISSING, entry_attributes
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import needs_atime
-from agentfs.filesystem.namespace import DirectoryStream
 from agentfs.model import Inode
 from contracts.namespace import NamespaceContract, refused
 from fakes.model import Model

@@ -21,14 +21,10 @@ import trio
 from agentfs.chunks.recipe import Recipe
 from agentfs.config import Hot, Profile, Seal, Store
 from agentfs.filesystem.clone import Cloned
+from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile
-from agentfs.filesystem.namespace import (
-    RENAME_EXCHANGE,
-    AttributeChange,
-    Caller,
-    DirectoryStream,
-)
+from agentfs.filesystem.namespace import RENAME_EXCHANGE, AttributeChange, Caller
 from agentfs.filesystem.volume import Volume
 from agentfs.model import ROOT_INODE, Inode
 
