@@ -34,11 +34,10 @@ def measure_store(directory: str, blocks: list[bytes], level: int) -> None:
         (segment, offset, 0, len(block))
         for (segment, offset, _), block in zip(places, blocks, strict=True)
     ]
-    buffer = bytearray(len(blocks[0]))
 
     def read_all() -> None:
         for piece in pieces:
-            store.get_into([piece], buffer)
+            store.get([piece])
 
     read_all()
     hot_s = best_of(3, read_all)

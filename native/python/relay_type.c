@@ -610,30 +610,6 @@ failed:
     return NULL;
 }
 
-typedef size_t init_reader(struct relay *relay, uint8_t *bytes, size_t room);
-
-static PyObject *init_bytes(PyObject *object, init_reader *read)
-{
-    struct relay *relay = relay_of(object);
-    uint8_t bytes[512];
-    if (relay == NULL)
-        return NULL;
-    size_t size = read(relay, bytes, sizeof bytes);
-    return PyBytes_FromStringAndSize((const char *)bytes, (Py_ssize_t)size);
-}
-
-static PyObject *get_init_request(PyObject *object, void *unused)
-{
-    (void)unused;
-    return init_bytes(object, relay_init_request);
-}
-
-static PyObject *get_init_reply(PyObject *object, void *unused)
-{
-    (void)unused;
-    return init_bytes(object, relay_init_reply);
-}
-
 static PyObject *get_python_fd(PyObject *object, void *unused)
 {
     (void)unused;
@@ -853,8 +829,6 @@ static PyGetSetDef relay_getset[] = {
     {"generation", get_generation, NULL, "How many relays have served it, with this one.", NULL},
     {"highest_nodeid", get_highest_nodeid, NULL, "No nodeid that the kernel knows is higher.",
      NULL},
-    {"init_request", get_init_request, NULL, "The kernel's INIT; empty before it came.", NULL},
-    {"init_reply", get_init_reply, NULL, "What it was answered; empty before.", NULL},
     {0},
 };
 

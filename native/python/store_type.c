@@ -351,24 +351,12 @@ fail:
     return NULL;
 }
 
-/* STATUS_OK; STATUS_NOT_CACHED without an exception; anything else with one. */
-static enum status get_pieces(struct store_object *self, const struct store_piece *pieces,
-                              size_t count, bool cached_only, uint8_t *into)
-{
-    struct call call;
-
-    if (!call_begin(self, &call))
-        return STATUS_OUTSIDE;
-    call.status = store_get(call.store, pieces, count, cached_only, &call.evidence, into);
-    call_end(self, &call);
-    return call.status;
-}
-
 static PyObject *store_get_method(struct store_object *self, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"", "cached_only", NULL};
     PyObject *sequence;
     int cached_only = 0;
+    struct call call;
     size_t count;
     Py_ssize_t total;
 
@@ -378,42 +366,15 @@ static PyObject *store_get_method(struct store_object *self, PyObject *args, PyO
     if (pieces == NULL)
         return NULL;
     PyObject *result = PyBytes_FromStringAndSize(NULL, total);
-    if (result) {
-        enum status status =
-            get_pieces(self, pieces, count, cached_only, (uint8_t *)PyBytes_AS_STRING(result));
-        if (status != STATUS_OK)
-            Py_CLEAR(result);
-        if (status == STATUS_NOT_CACHED)
-            result = Py_NewRef(Py_None);
+    uint8_t *into = result ? (uint8_t *)PyBytes_AS_STRING(result) : NULL;
+    if (result && !call_begin(self, &call)) {
+        Py_CLEAR(result);
+    } else if (result) {
+        call.status = store_get(call.store, pieces, count, cached_only, &call.evidence, into);
+        if (!call_end(self, &call))
+            Py_SETREF(result, call.status == STATUS_NOT_CACHED ? Py_NewRef(Py_None) : NULL);
     }
     PyMem_Free(pieces);
-    return result;
-}
-
-static PyObject *store_get_into_method(struct store_object *self, PyObject *args,
-                                       PyObject *keywords)
-{
-    static char *names[] = {"pieces", "buffer", NULL};
-    PyObject *sequence;
-    Py_buffer buffer;
-    size_t count;
-    Py_ssize_t total;
-    PyObject *result = NULL;
-
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Ow*:get_into", names, &sequence, &buffer))
-        return NULL;
-    struct store_piece *pieces = parse_pieces(sequence, &count, &total);
-    if (pieces == NULL)
-        goto release;
-    if (total > buffer.len)
-        PyErr_Format(PyExc_ValueError, "the pieces have %zd bytes, the buffer %zd", total,
-                     buffer.len);
-    else if (get_pieces(self, pieces, count, false, buffer.buf) == STATUS_OK)
-        result = PyLong_FromSsize_t(total);
-    PyMem_Free(pieces);
-
-release:
-    PyBuffer_Release(&buffer);
     return result;
 }
 
@@ -638,12 +599,6 @@ PyDoc_STRVAR(
     "A piece that reaches beyond its block raises CorruptBlock.");
 
 PyDoc_STRVAR(
-    get_into_doc,
-    "get_into($self, /, pieces, buffer)\n--\n\n"
-    "As get(), written to the front of *buffer*. Returns the number of bytes.\n\n"
-    "After an error the buffer holds some of the pieces. Too small a one raises ValueError.");
-
-PyDoc_STRVAR(
     sync_doc,
     "sync($self, /)\n--\n\n"
     "Make durable every block whose put() returned before this call.\n\n"
@@ -701,7 +656,6 @@ static PyMethodDef store_methods[] = {
     {"pack", KEYWORDS(store_pack_method), pack_doc},
     {"set_pace", (PyCFunction)store_set_pace_method, METH_O, set_pace_doc},
     {"get", KEYWORDS(store_get_method), get_doc},
-    {"get_into", KEYWORDS(store_get_into_method), get_into_doc},
     {"sync", (PyCFunction)store_sync_method, METH_NOARGS, sync_doc},
     {"blocks", (PyCFunction)store_blocks_method, METH_O, blocks_doc},
     {"verify", (PyCFunction)store_verify_method, METH_O, verify_doc},

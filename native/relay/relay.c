@@ -422,13 +422,3 @@ uint32_t relay_max_write(struct relay *relay)
 {
     return relay->max_write;
 }
-
-size_t relay_init_request(struct relay *relay, uint8_t *bytes, size_t room)
-{
-    return relay_copy_init(relay, &ledger_of(relay)->init_request, bytes, room);
-}
-
-size_t relay_init_reply(struct relay *relay, uint8_t *bytes, size_t room)
-{
-    return relay_copy_init(relay, &ledger_of(relay)->init_reply, bytes, room);
-}

@@ -135,9 +135,4 @@ int relay_unregister(struct relay *relay, int32_t backing_id);
 size_t relay_queued_bytes(struct relay *relay);
 uint32_t relay_max_write(struct relay *relay);
 
-/* The INIT exchange as the kernel saw it, for whoever takes the connection over; 0 before it.
- * Copies up to room bytes, returns how many there are. */
-size_t relay_init_request(struct relay *relay, uint8_t *bytes, size_t room);
-size_t relay_init_reply(struct relay *relay, uint8_t *bytes, size_t room);
-
 #endif

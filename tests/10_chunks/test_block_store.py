@@ -39,9 +39,6 @@ def test_pieces_are_joined_in_order(store):
     pieces = [(*second, 10, 90), (*first, 4000, 1000), (*first, 0, 1), (*second, 0, 0)]
     expected = text(5000, 2)[10:100] + text(5000, 1)[4000:] + text(5000, 1)[:1]
     assert store.get(pieces) == expected
-    buffer = bytearray(2000)
-    assert store.get_into(pieces, memoryview(buffer)[100:]) == len(expected)
-    assert buffer == bytes(100) + expected + bytes(1900 - len(expected))
     assert store.get([]) == b""
 
 
@@ -214,10 +211,6 @@ def test_arguments_out_of_bounds_are_refused(store):
         store.get([(segment, offset, 0)])
     with pytest.raises(TypeError):
         store.get([[segment, offset, 0, 1]])
-    with pytest.raises(ValueError, match="the buffer 3"):
-        store.get_into([(segment, offset, 0, 4)], bytearray(3))
-    with pytest.raises((BufferError, TypeError)):
-        store.get_into([(segment, offset, 0, 4)], b"read-only")
     with pytest.raises(CorruptBlock, match="beyond its block"):
         store.get([(segment, offset, 5, 6)])
     with pytest.raises(ValueError, match="_bytes must be"):
@@ -243,7 +236,6 @@ def test_a_closed_store_raises_value_error(store):
     for call in (
         lambda: store.put([b"x"], 1),
         lambda: store.get([(1, 32, 0, 1)]),
-        lambda: store.get_into([(1, 32, 0, 1)], bytearray(1)),
         lambda: store.blocks(1),
         lambda: store.verify(1),
         lambda: store.remove(1),

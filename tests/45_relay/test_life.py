@@ -148,10 +148,3 @@ def test_when_python_stops_serving_nothing_hangs(served):
         os.stat(served.path / "other")
     served.process.returncode = 0
     served.process.wait = lambda *_: 0
-
-
-def test_the_exchange_that_began_the_session_is_kept(served):
-    request = served.ask("fs.relay.init_request.hex()")
-    reply = served.ask("fs.relay.init_reply.hex()")
-    assert len(bytes.fromhex(request)) == 40 + 64
-    assert len(bytes.fromhex(reply)) == 16 + 64
