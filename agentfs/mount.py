@@ -190,7 +190,13 @@ class _Mount:
                 nursery.start_soon(self._say_alive)
                 if self._keeper is not None:
                     until_the_end.start_soon(self._obey, self._keeper)
-                ready({"mode": mode, "mode_reason": self._session.reason})
+                ready(
+                    {
+                        "mode": mode,
+                        "mode_reason": self._session.reason,
+                        "commits_lost": self._volume.commits_lost,
+                    }
+                )
                 log.info(
                     "%s is mounted (%s mode: %s)",
                     self._config.mountpoint,

@@ -219,6 +219,12 @@ def _unmake_store(store: Path, made: list[Path]) -> None:
 
 def _announce(config: MountConfig, pid: int, info: dict[str, Any], as_json: bool) -> None:
     mode = info.get("mode", "plain")
+    if info.get("commits_lost"):
+        print(
+            f"agentfs: the index of {config.store} was damaged after its daemon was killed: at "
+            f"least {info['commits_lost']} of the last changes are lost; see agentfs fsck",
+            file=sys.stderr,
+        )
     why = f": {info['mode_reason']}" if "mode_reason" in info else ""
     value = {
         "mountpoint": str(config.mountpoint),

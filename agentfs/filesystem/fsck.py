@@ -18,7 +18,15 @@ from agentfs.chunks.recipe import Recipe
 from agentfs.errors import StoreDamaged
 from agentfs.filesystem import copies
 from agentfs.filesystem.contents import pieces_of
-from agentfs.index import INDEX_NAME, ChunkLost, Index, Unreadable, damaged_pages
+from agentfs.filesystem.staging import was_used_in_this_boot
+from agentfs.index import (
+    INDEX_NAME,
+    ChunkLost,
+    Index,
+    Unreadable,
+    commits_lost,
+    damaged_pages,
+)
 from agentfs.index.audit import findings, paths_of, segment_findings
 from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, chunk_ids
 from agentfs.index.dump import is_partial
@@ -116,6 +124,11 @@ class Report:
         }
 
 
+def lost_to_a_kill(store: Path) -> int:
+    """Changes that damage to the log has taken from a daemon that was killed. It is not mounted."""
+    return commits_lost(store / INDEX_NAME) if was_used_in_this_boot(store) else 0
+
+
 def check(store: Path, progress: Progress, *, index_directory: Path | None = None) -> Report:
     """Check all of a store, which nobody changes meanwhile; blocks may be added.
 
@@ -134,6 +147,12 @@ def check(store: Path, progress: Progress, *, index_directory: Path | None = Non
     except StoreDamaged as error:
         report.findings.append(str(error))
         return report
+    lost = index.lost_commits + (lost_to_a_kill(store) if directory is store else 0)
+    if lost:
+        report.findings.append(
+            f"the index's log was damaged: at least {lost} changes that were made just before a "
+            "daemon was killed are lost"
+        )
     segments = Store(store / SEGMENTS, cache_bytes=_CACHE_BYTES, read_only=True)
     try:
         Checker(index, segments, store, report, progress).run()

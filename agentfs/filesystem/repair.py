@@ -17,7 +17,14 @@ from typing import Any
 from agentfs.chunks import Store, crc32c
 from agentfs.errors import StoreDamaged
 from agentfs.filesystem import copies
-from agentfs.filesystem.fsck import SEGMENTS, Checker, Progress, Report, check_headers
+from agentfs.filesystem.fsck import (
+    SEGMENTS,
+    Checker,
+    Progress,
+    Report,
+    check_headers,
+    lost_to_a_kill,
+)
 from agentfs.index import INDEX_NAME, Index, Unreadable, damaged_pages
 from agentfs.index.audit import findings
 from agentfs.index.mend import mend
@@ -48,8 +55,10 @@ def repair(store: Path, progress: Progress) -> Repaired:
     """
     result = Repaired()
     progress("repairing the index", 0, 0)
+    lost = lost_to_a_kill(store)
     index = _readable_index(store, result)
     try:
+        _give_up(index, lost + index.lost_commits, result)
         _mend_headers(store, result)
         with index.transaction:
             result.done += mend(index)
@@ -87,6 +96,15 @@ def _readable_index(store: Path, result: Repaired) -> Index:
         f"what was there is {INDEX_NAME}.damaged"
     )
     return Index(store)
+
+
+def _give_up(index: Index, lost: int, result: Repaired) -> None:
+    if lost:
+        index.forget_lost_commits()
+        result.done.append(
+            f"at least {lost} changes that the index's log had no more are given up; a file of "
+            "theirs may be as it was before, or missing"
+        )
 
 
 def _mend_headers(store: Path, result: Repaired) -> None:

@@ -47,6 +47,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _INCOMPLETE = ".tmp"
 _IMAGES = "images"
 _OWNER = "store"
+_BOOT = "boot"
 _NOT_STAGED = {_IMAGES, _OWNER}
 _ROOM_TRIES = 4
 _ROWS_SHARE = 0.05
@@ -108,6 +109,14 @@ def is_anothers(directory: Path, store: Path) -> bool:
         return not owner.samefile(store)
     except OSError:
         return False  # there are none, or their store was moved to here
+
+
+def was_used_in_this_boot(store: Path) -> bool:
+    """Whether a daemon that was killed had the store, and the machine has run on since."""
+    try:
+        return (store / _BOOT).read_text() == BOOT_ID.read_text()
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -236,7 +245,7 @@ class Staging:
         """Set, and replaced, whenever there may be more room."""
         self.make_room: Callable[[int], bool] = lambda wanted_bytes: False
         """Frees room on tmpfs for so many bytes more; replaced by whoever keeps images there."""
-        self._boot = store / "boot"
+        self._boot = store / _BOOT
         self._drop_what_a_crash_left()
         if not self._boot.exists():  # else a worker before us wrote and synced it
             self._boot.write_text(BOOT_ID.read_text())

@@ -31,7 +31,12 @@ from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import store_totals
 from agentfs.filesystem.rewrite import Packing, Rewriter
 from agentfs.filesystem.seal import Sealer
-from agentfs.filesystem.staging import Staging, directory_on_tmpfs, is_anothers
+from agentfs.filesystem.staging import (
+    Staging,
+    directory_on_tmpfs,
+    is_anothers,
+    was_used_in_this_boot,
+)
 from agentfs.index import Index
 from agentfs.policy.sealing import due, packing_order
 
@@ -77,6 +82,7 @@ class Volume:
         self._profile = profile
         self.path = path
         is_copied = copies.is_current(path)
+        was_killed = was_used_in_this_boot(path)
         self.index = Index(path)
         segments = path / fsck.SEGMENTS
         segments.mkdir(mode=0o700, exist_ok=True)
@@ -129,16 +135,32 @@ class Volume:
         self.cloner = Cloner(
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
+        self.commits_lost = 0
+        """Changes that an earlier daemon made and damage to its log has taken."""
         self._flush_at = 0.0
         self._copied_changes = self.index.changes if is_copied else -1
         self._snapshot_lock = trio.Lock()
         shutil.rmtree(path / _SNAPSHOT, ignore_errors=True)
         try:
             with self.index.starting():
+                if was_killed:
+                    self._note_lost_commits()
                 self._begin(relay)
         except BaseException:
             self._store.close()
             raise
+
+    def _note_lost_commits(self) -> None:
+        """Say what SQLite does not: that its log was damaged while no power was lost."""
+        self.commits_lost = self.index.commits_passed_over
+        if self.commits_lost:
+            log.error(
+                "the index's log was damaged: the last changes before the daemon was killed are "
+                "lost, at least %d; fsck names them until --repair",
+                self.commits_lost,
+            )
+            with self.index.transaction:
+                self.index.note_lost_commits(self.commits_lost)
 
     def _begin(self, relay: Relay | None) -> None:
         """Take over what an earlier daemon left."""

@@ -9,6 +9,7 @@ from agentfs.index.connection import (
     INDEX_NAME,
     IndexConnection,
     Unreadable,
+    commits_lost,
     damaged_pages,
     disk_error,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ChunkLost",
     "Index",
     "Unreadable",
+    "commits_lost",
     "damaged_pages",
     "disk_error",
 ]
@@ -53,6 +55,21 @@ class Index(IndexConnection):
             "UPDATE setting SET value = lower(hex(randomblob(16))) WHERE name = 'store_id'"
         )
         self.store_id = self._read_store_id()
+
+    @property
+    def lost_commits(self) -> int:
+        """Transactions that are known to be lost, and nobody has repaired the store since."""
+        row = self.execute("SELECT value FROM setting WHERE name = 'lost_commits'").fetchone()
+        return int(row[0]) if row else 0
+
+    def note_lost_commits(self, count: int) -> None:
+        """So many more."""
+        total = self.lost_commits + count
+        self.execute("INSERT OR REPLACE INTO setting VALUES ('lost_commits', ?)", (total,))
+
+    def forget_lost_commits(self) -> None:
+        """Somebody has been told, and has had the store repaired."""
+        self.execute("DELETE FROM setting WHERE name = 'lost_commits'")
 
     def remove_inode(self, inode_id: int) -> None:
         """Remove an inode with all that is its own. In a transaction."""

@@ -104,6 +104,21 @@ def damaged_pages(path: Path) -> list[int]:
     return found
 
 
+def commits_lost(path: Path) -> int:
+    """Transactions in a database's log behind a damaged entry, where SQLite takes it to end.
+
+    After a kill that is damage. After a power cut it need not be: entries that were not flushed
+    yet reach the disk in any order.
+    """
+    if not has_checksums(path):
+        return 0
+    try:
+        with open(path.with_name(f"{path.name}-wal"), "rb") as log:
+            return _pages.commits_lost(log.fileno())
+    except OSError:
+        return 0  # there is no log, or SQLite will find that it cannot be read
+
+
 class _Transaction:
     """`with index.transaction:` commits at the end, or rolls back on any exception."""
 
@@ -157,6 +172,8 @@ class IndexConnection:
         if read_only and not self.path.exists():
             raise StoreUnusable(f"{store} is not an agentfs store: it has no {INDEX_NAME}")
         self._copy: TemporaryDirectory[str] | None = None
+        self.commits_passed_over = 0 if read_only else commits_lost(self.path)
+        """Transactions that were in the log behind what SQLite took for its end."""
         self.connection = self._look() if read_only else self._open()
         self.execute = self.connection.execute
         self.executemany = self.connection.executemany
@@ -164,6 +181,9 @@ class IndexConnection:
         self._wal: int | None = None
         self.checkpoints = 0
         """Grows with each: while it stays, the database file does."""
+        if self.commits_passed_over:
+            with suppress(OSError):
+                self.checkpoint()  # else they would be found again behind what comes now
 
     def _open(self) -> sqlite3.Connection:
         if not self.path.exists() or not self.path.stat().st_size:

@@ -4,16 +4,11 @@
 
 #include "bytes.h"
 #include "crc32c.h"
+#include "log.h"
 
 enum {
     CRC_AT = PAGES_BYTES - PAGES_RESERVED,
-    WAL_HEADER_BYTES = 32,
-    WAL_CHECKSUM_AT = 24, /* in the header of the log */
-    FRAME_HEADER_BYTES = 24,
-    FRAME_CHECKSUM_AT = 16, /* in the header of a frame */
-    FRAME_SUMMED_BYTES = 8, /* of the header of a frame: what its checksum covers */
-    FRAME_BYTES = FRAME_HEADER_BYTES + PAGES_BYTES,
-    FIRST_PAGE_AT = WAL_HEADER_BYTES + FRAME_HEADER_BYTES,
+    FIRST_PAGE_AT = LOG_HEADER_BYTES + FRAME_HEADER_BYTES,
 };
 
 static const sqlite3_int64 NOWHERE = INT64_MAX;
@@ -117,26 +112,10 @@ static bool is_page_of_log(int size, sqlite3_int64 offset)
            (offset - FIRST_PAGE_AT) % FRAME_BYTES == 0;
 }
 
-static uint32_t word(const uint8_t *at, bool big_endian)
-{
-    uint32_t value = load32(at);
-    return big_endian ? __builtin_bswap32(value) : value;
-}
-
-static void add_to_checksum(uint32_t sum[2], const uint8_t *bytes, size_t size, bool big_endian)
-{
-    for (size_t i = 0; i < size; i += 8) {
-        sum[0] += word(bytes + i, big_endian) + sum[1];
-        sum[1] += word(bytes + i + 4, big_endian) + sum[0];
-    }
-}
-
-/* The checksum of a frame goes on from that of the frame before,
- * https://sqlite.org/fileformat.html#walformat */
 static int check_frame(struct checked_file *file, const uint8_t *page, sqlite3_int64 offset)
 {
-    uint8_t log_header[WAL_HEADER_BYTES];
-    uint8_t before[8];
+    uint8_t log_header[LOG_HEADER_BYTES];
+    uint8_t before[LOG_CHECKSUM_BYTES];
     uint8_t header[FRAME_HEADER_BYTES];
     const sqlite3_io_methods *methods = file->real->pMethods;
 
@@ -145,18 +124,13 @@ static int check_frame(struct checked_file *file, const uint8_t *page, sqlite3_i
         return result;
     sqlite3_int64 frame = offset - FRAME_HEADER_BYTES;
     sqlite3_int64 checksum_before =
-        frame == WAL_HEADER_BYTES ? WAL_CHECKSUM_AT : frame - FRAME_BYTES + FRAME_CHECKSUM_AT;
+        frame == LOG_HEADER_BYTES ? LOG_CHECKSUM_AT : frame - FRAME_BYTES + FRAME_CHECKSUM_AT;
     result = methods->xRead(file->real, before, sizeof before, checksum_before);
     if (result == SQLITE_OK)
         result = methods->xRead(file->real, header, sizeof header, frame);
     if (result != SQLITE_OK)
         return result;
-    bool big_endian = log_header[3] & 1; /* the last bit of its magic number */
-    uint32_t sum[2] = {word(before, true), word(before + 4, true)};
-    add_to_checksum(sum, header, FRAME_SUMMED_BYTES, big_endian);
-    add_to_checksum(sum, page, PAGES_BYTES, big_endian);
-    bool is_good = sum[0] == word(header + FRAME_CHECKSUM_AT, true) &&
-                   sum[1] == word(header + FRAME_CHECKSUM_AT + 4, true);
+    bool is_good = log_frame_follows(before, header, page, log_is_big_endian(log_header));
     return is_good ? SQLITE_OK : SQLITE_IOERR_DATA;
 }
 

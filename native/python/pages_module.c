@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include "log.h"
 #include "pages.h"
 
 PyDoc_STRVAR(register_doc, "register_vfs(library, /)\n--\n\n"
@@ -63,9 +64,35 @@ static PyObject *module_damaged(PyObject *module, PyObject *arguments)
     return found;
 }
 
+PyDoc_STRVAR(commits_lost_doc,
+             "commits_lost(fd, /)\n--\n\n"
+             "How many transactions a write-ahead log holds behind a damaged entry, where SQLite "
+             "takes it to end.\nOSError: it cannot be read.");
+
+static PyObject *module_commits_lost(PyObject *module, PyObject *argument)
+{
+    size_t lost;
+    int result;
+
+    (void)module;
+    int fd = PyObject_AsFileDescriptor(argument);
+    if (fd < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+        ;
+        result = log_commits_lost(fd, &lost);
+    Py_END_ALLOW_THREADS;
+    if (result != 0) {
+        errno = result;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromSize_t(lost);
+}
+
 static PyMethodDef module_methods[] = {
     {"register_vfs", module_register, METH_O, register_doc},
     {"damaged", module_damaged, METH_VARARGS, damaged_doc},
+    {"commits_lost", module_commits_lost, METH_O, commits_lost_doc},
     {0},
 };
 

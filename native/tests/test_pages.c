@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "log.h"
 
 enum { ROWS = 300 };
 
@@ -121,6 +122,135 @@ static void a_page_of_the_log_is_checked_as_well(void)
     check_remove(directory);
 }
 
+enum { COMMITS = 4, LOG_MAX = 64 * FRAME_BYTES };
+
+static size_t read_file(const char *name, uint8_t bytes[LOG_MAX])
+{
+    int fd = open(name, O_RDONLY);
+    CHECK(fd >= 0);
+    ssize_t size = read(fd, bytes, LOG_MAX);
+    CHECK(size > 0 && size < LOG_MAX);
+    CHECK(close(fd) == 0);
+    return (size_t)size;
+}
+
+static void write_file(const char *name, const uint8_t *bytes, size_t size)
+{
+    int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    CHECK(fd >= 0);
+    CHECK(write(fd, bytes, size) == (ssize_t)size);
+    CHECK(close(fd) == 0);
+}
+
+/* A log of some transactions and the frames of another that was not committed, as a kill leaves
+ * them. */
+static uint8_t database[LOG_MAX];
+static size_t database_size;
+
+static size_t log_of_a_killed_process(uint8_t log[LOG_MAX])
+{
+    char name[4100];
+
+    snprintf(name, sizeof name, "%s-wal", path);
+    sqlite3 *db = opened();
+    run(db, "PRAGMA locking_mode = EXCLUSIVE");
+    run(db, "PRAGMA journal_mode = WAL");
+    run(db, "PRAGMA wal_autocheckpoint = 0");
+    run(db, "PRAGMA cache_size = 5");
+    run(db, "CREATE TABLE t (n INTEGER PRIMARY KEY, text)");
+    for (int i = 1; i < COMMITS; i++)
+        run(db, "INSERT INTO t (text) VALUES (hex(zeroblob(1000)))");
+    run(db, "BEGIN");
+    for (int i = 0; i < 10; i++)
+        run(db, "INSERT INTO t (text) VALUES (hex(zeroblob(1000)))");
+    database_size = read_file(path, database);
+    size_t size = read_file(name, log);
+    run(db, "ROLLBACK");
+    CHECK(sqlite3_close(db) == SQLITE_OK);
+    return size;
+}
+
+/* How many transactions SQLite finds in a log; it says nothing of those it does not. */
+static int commits_found(const uint8_t *log, size_t size)
+{
+    char name[4100];
+    int error;
+
+    snprintf(name, sizeof name, "%s-wal", path);
+    write_file(path, database, database_size);
+    write_file(name, log, size);
+    sqlite3 *db = opened();
+    sqlite3_int64 value = sum(db, &error);
+    if (error == SQLITE_ERROR)
+        value = -1; /* no such table */
+    else
+        CHECK(error == SQLITE_OK || error == SQLITE_DONE || error == SQLITE_ROW);
+    CHECK(sqlite3_close(db) == SQLITE_OK);
+    for (int found = 1; found <= COMMITS; found++) {
+        if (value == (sqlite3_int64)found * (found - 1) / 2)
+            return found;
+    }
+    return 0;
+}
+
+static size_t lost_in(const uint8_t *log, size_t size)
+{
+    char name[4120];
+    size_t lost;
+
+    snprintf(name, sizeof name, "%s-looked-at", path);
+    write_file(name, log, size);
+    int fd = open(name, O_RDONLY);
+    CHECK(fd >= 0);
+    CHECK(log_commits_lost(fd, &lost) == 0);
+    CHECK(close(fd) == 0);
+    return lost;
+}
+
+static void transactions_behind_a_damaged_frame_are_missed(void)
+{
+    const char *directory = check_directory();
+    static uint8_t log[LOG_MAX];
+
+    snprintf(path, sizeof path, "%s/database", directory);
+    size_t size = log_of_a_killed_process(log);
+    CHECK(commits_found(log, size) == COMMITS);
+    CHECK(lost_in(log, size) == 0);
+    size_t last = 0; /* where the last frame that commits begins */
+    for (size_t at = LOG_HEADER_BYTES; at + FRAME_BYTES <= size; at += FRAME_BYTES) {
+        if (memcmp(log + at + 4, "\0\0\0", 4) != 0)
+            last = at;
+    }
+    CHECK(last > 0 && last + FRAME_BYTES < size); /* uncommitted frames follow */
+    int missed = 0;
+    for (size_t at = 0; at < last + FRAME_BYTES; at += 37) {
+        log[at] ^= 16;
+        size_t lost = lost_in(log, size);
+        int found = commits_found(log, size);
+        bool is_blind =
+            at >= last - FRAME_BYTES + FRAME_CHECKSUM_AT && (at < last - PAGES_BYTES || at >= last);
+        CHECK(found < COMMITS);
+        CHECK((int)lost <= COMMITS - found); /* that of a damaged commit frame does not count */
+        CHECK(lost > 0 || is_blind);
+        missed += lost == 0;
+        log[at] ^= 16;
+    }
+    CHECK(missed > 0);
+    check_remove(directory);
+}
+
+static void a_log_that_a_kill_cut_short_misses_nothing(void)
+{
+    const char *directory = check_directory();
+    static uint8_t log[LOG_MAX];
+
+    snprintf(path, sizeof path, "%s/database", directory);
+    size_t size = log_of_a_killed_process(log);
+    for (size_t end = 0; end <= size; end += 13)
+        CHECK(lost_in(log, end) == 0);
+    check_remove(directory);
+}
+
 static void a_page_is_bound_to_its_number(void)
 {
     const char *directory = check_directory();
@@ -151,6 +281,8 @@ int main(void)
     CHECK(pages_register(&sqlite) == SQLITE_OK);
     RUN(every_flipped_bit_of_a_database_is_found);
     RUN(a_page_of_the_log_is_checked_as_well);
+    RUN(transactions_behind_a_damaged_frame_are_missed);
+    RUN(a_log_that_a_kill_cut_short_misses_nothing);
     RUN(a_page_is_bound_to_its_number);
     return 0;
 }

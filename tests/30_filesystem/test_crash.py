@@ -12,7 +12,10 @@ import pytest
 import trio
 
 from agentfs.filesystem import volume as volume_module
+from agentfs.filesystem.fsck import check
 from agentfs.filesystem.namespace import RENAME_EXCHANGE
+from agentfs.filesystem.repair import repair
+from fakes.damage import flip_in_log
 from fakes.disk import Disk, DiskStore, watch
 from fakes.recount import miscounts
 from fakes.volumes import Machine, Shell, profile, running
@@ -290,6 +293,87 @@ async def test_nothing_is_flushed_when_nothing_changed(disk: Disk, machine: Mach
     flushes = disk.index_syncs
     await shell.volume.durability.sync()
     assert disk.index_syncs == flushes
+
+
+# The log damaged
+
+
+def findings(machine: Machine) -> str:
+    return "\n".join(check(machine.store, lambda *_: None).findings)
+
+
+def make_names(shell: Shell, prefix: str) -> None:
+    for number in range(50):
+        shell.mkdir(f"/{prefix}{number}")
+
+
+def kill_and_damage_the_log(machine: Machine) -> None:
+    shell = machine.open()
+    make_names(shell, "a")
+    machine.kill()
+    flip_in_log(machine.store)
+
+
+def test_damage_to_the_log_of_a_killed_daemon_is_told_until_it_is_repaired(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    kill_and_damage_the_log(machine)
+    assert "log was damaged" in findings(machine)
+    shell = machine.open()
+    assert "log was damaged" in caplog.text
+    left = len(shell.names())
+    assert 0 < left < 50
+    assert 0 < shell.volume.commits_lost <= 50 - left
+    assert not miscounts(shell.volume.index)
+    machine.close()
+    machine.open()
+    machine.close()
+    assert "log was damaged" in findings(machine)
+    assert "given up" in "\n".join(repair(machine.store, lambda *_: None).done)
+    assert not findings(machine)
+
+
+def test_damage_to_the_log_is_repaired_before_any_mount(machine: Machine) -> None:
+    kill_and_damage_the_log(machine)
+    assert "given up" in "\n".join(repair(machine.store, lambda *_: None).done)
+    assert not findings(machine)
+    assert machine.open().volume.commits_lost == 0
+
+
+def test_damage_to_the_log_is_counted_once(machine: Machine) -> None:
+    kill_and_damage_the_log(machine)
+    shell = machine.open()
+    lost = shell.volume.commits_lost
+    shell.mkdir("/b")
+    machine.kill()
+    shell = machine.open()
+    assert shell.exists("/b")
+    assert shell.volume.commits_lost == 0
+    assert shell.volume.index.lost_commits == lost
+
+
+def test_the_end_of_a_log_that_power_left_torn_is_no_damage(machine: Machine) -> None:
+    kill_and_damage_the_log(machine)
+    new_boot(machine)
+    assert not findings(machine)
+    shell = machine.open()
+    assert shell.volume.index.commits_passed_over > 0
+    make_names(shell, "b")
+    machine.kill()
+    assert not findings(machine), "what the cut left behind the end is not found again"
+    shell = machine.open()
+    assert shell.volume.commits_lost == 0
+    assert shell.exists("/b49")
+
+
+def test_a_killed_daemons_log_has_no_damage(machine: Machine) -> None:
+    shell = machine.open()
+    make_names(shell, "a")
+    machine.kill()
+    assert not findings(machine)
+    shell = machine.open()
+    assert shell.volume.commits_lost == 0
+    assert len(shell.names()) == 50
 
 
 # Power cuts

@@ -22,6 +22,7 @@ import pytest
 from agentfs.cli.mounts import all_mounts, mount_at
 from agentfs.control import lock
 from agentfs.errors import (
+    DamageFound,
     FilesOpen,
     MountpointUnusable,
     NotMounted,
@@ -30,6 +31,7 @@ from agentfs.errors import (
     StoreNewer,
 )
 from agentfs.index.connection import connect
+from fakes.damage import flip_in_log
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -291,6 +293,21 @@ def test_a_killed_daemons_mount_is_cleared_by_umount(mounted: Any, run: Run) -> 
     assert done.returncode == 0
     assert "had no daemon any more and is cleared" in done.stdout
     assert mount_at(mounted.path) is None
+
+
+def test_what_damage_to_the_log_has_taken_is_told_by_mount_and_fsck(mounted: Any, run: Run) -> None:
+    for number in range(50):
+        (mounted.path / f"{number}").mkdir()
+    mounted.kill()
+    flip_in_log(mounted.store)
+    said = run("mount", mounted.path, "--store", mounted.store)
+    assert said.returncode == 0
+    assert "of the last changes are lost" in said.stderr
+    assert "log was damaged" in run("fsck", mounted.path).stdout
+    run("umount", mounted.path)
+    checked = run("fsck", mounted.store)
+    assert "log was damaged" in checked.stdout
+    assert checked.returncode == DamageFound.exit_code
 
 
 def test_a_dead_mount_of_another_store_is_explained(mounted: Any, run: Run, tmp_path: Path) -> None:

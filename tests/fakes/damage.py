@@ -19,6 +19,12 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
+def flip_in_log(store: Path) -> None:
+    """Damage an entry in the middle of the index's log."""
+    log = store / "index.db-wal"
+    flip(log, log.stat().st_size // 2)
+
+
 def segment_path(store: Path, segment: int) -> Path:
     return store / "segments" / f"{segment:016x}.seg"
 
