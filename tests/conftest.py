@@ -25,7 +25,7 @@ import pytest
 import agentfs
 from agentfs.cli.mounts import all_mounts
 from agentfs.control import lock
-from agentfs.filesystem.staging import OWN_TMPFS
+from agentfs.filesystem.staging import OWN_TMPFS, alone
 from agentfs.fuse._relay import passthrough_available
 
 COMMAND_LIMIT_S = 60.0
@@ -123,9 +123,10 @@ class Mounted:
 
     def lose_tmpfs(self) -> None:
         """What a killed daemon staged waits on its tmpfs for a next mount that never comes."""
-        for tmpfs in self.tmpfs():
-            detach(tmpfs)
-            tmpfs.rmdir()
+        with alone() if OWN_TMPFS.exists() else contextlib.nullcontext():
+            for tmpfs in self.tmpfs():
+                detach(tmpfs)
+                tmpfs.rmdir()
 
     def tmpfs(self) -> list[Path]:
         """The tmpfs of the store, if there is one: root's mounts have it."""

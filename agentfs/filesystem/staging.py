@@ -120,7 +120,7 @@ def was_used_in_this_boot(store: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """No other daemon mounts or unmounts below OWN_TMPFS meanwhile."""
     fd = os.open(open_private_directory(OWN_TMPFS), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -224,7 +224,7 @@ class Staging:
         directory = directory_on_tmpfs(store_id, private=private)
         self._own_tmpfs = directory if private else None
         self._fast = directory if private or TMPFS.is_dir() else self._disk
-        with _alone() if private else contextlib.nullcontext():
+        with alone() if private else contextlib.nullcontext():
             if private:
                 unmount_orphans()
                 mount_tmpfs(directory, budget_bytes)
@@ -467,7 +467,7 @@ class Staging:
         sync_path(self._boot.parent)
         if self._fast is not self._disk and not set(os.listdir(self._fast)) - _NOT_STAGED:
             if self._own_tmpfs is not None:
-                with _alone():
+                with alone():
                     unmount(self._own_tmpfs)
             else:
                 shutil.rmtree(self._fast)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +85,26 @@ def test_a_power_cut_at_any_moment_loses_nothing_fsynced_and_tears_nothing(
         restart(mounted, disk)
         load.check(lambda history: history.after_cut, f"cut {cut}")
     assert_consistent(mounted)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_power_comes_back_though_another_mount_namespace_has_the_disk(
+    make_disk: MakeDisk, kind: str
+) -> None:
+    disk = make_disk(kind)
+    (disk.path / "file").write_bytes(b"synced")
+    os.sync()
+    program = ["unshare", "--mount", "sh", "-c", "echo; exec sleep 60"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.read(1)
+        try:
+            disk.cut_power()
+            disk.restart()
+            assert (disk.path / "file").read_bytes() == b"synced"
+            (disk.path / "file").write_bytes(b"new")
+        finally:
+            other.kill()
 
 
 def test_an_fsync_promises_nothing_that_was_answered_after_the_power_failed(

@@ -25,11 +25,13 @@ class LoopDisk:
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
         self._image = path.with_name(f"{path.name}.{kind}")
+        # A copy of the image has the same UUID as the one that is still mounted somewhere.
+        self._options = "loop,nouuid" if kind == "xfs" else "loop"
         with open(self._image, "wb") as image:
             image.truncate(SIZE_BYTES)
         self._call(f"mkfs.{kind}", "-q", self._image)
         path.mkdir()
-        self._call("mount", "-o", "loop", self._image, path)
+        self._call("mount", "-o", self._options, self._image, path)
         if (path / "lost+found").exists():
             (path / "lost+found").rmdir()
 
@@ -56,7 +58,19 @@ class LoopDisk:
         while subprocess.run(["umount", self.path], capture_output=True, check=False).returncode:
             assert time.monotonic() < deadline, f"{self.path} is in use"
             time.sleep(0.05)
-        subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
+        self._leave_copies_behind()
+        subprocess.run(["mount", "-o", self._options, self._image, self.path], check=True)
+
+    def _leave_copies_behind(self) -> None:
+        """Have an image of our own, if somebody made a mount namespace while this was mounted.
+
+        The filesystem lives on in there, shut down, and mounting its image would give it back.
+        """
+        attached = subprocess.check_output(["losetup", "--associated", self._image])
+        if attached:
+            fresh = self._image.with_suffix(".fresh")
+            subprocess.run(["cp", "--sparse=always", self._image, fresh], check=True)
+            fresh.replace(self._image)
 
     def remove(self) -> None:
         subprocess.run(["umount", "-l", self.path], check=False)
