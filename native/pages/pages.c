@@ -1,9 +1,11 @@
 #include "pages.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "bytes.h"
 #include "crc32c.h"
+#include "gather.h"
 #include "log.h"
 
 enum {
@@ -16,8 +18,8 @@ static const sqlite3_int64 NOWHERE = INT64_MAX;
 /* One connection uses a file at a time, as SQLite promises: no lock. */
 struct checked_file {
     sqlite3_file base;
-    sqlite3_file *real; /* behind this struct, in the memory that SQLite allotted */
-    bool is_wal;
+    sqlite3_file *real;           /* behind this struct, in the memory that SQLite allotted */
+    struct gather *gather;        /* of a log; NULL: this is a database */
     sqlite3_int64 frame_header;   /* where one was written last */
     sqlite3_int64 rewritten_from; /* pages from here on have frame headers that do not fit yet */
 };
@@ -162,38 +164,56 @@ static void note_write(struct checked_file *file, int size, sqlite3_int64 offset
 
 /* --- what SQLite calls --------------------------------------------------------------------- */
 
+/* Whatever looks at the log is to find there what was written to it. */
+static int settled(sqlite3_file *file)
+{
+    struct gather *gather = checked(file)->gather;
+
+    return gather ? gather_flush(gather, real(file)) : SQLITE_OK;
+}
+
 static int checked_close(sqlite3_file *file)
 {
-    return real(file)->pMethods->xClose(real(file));
+    int result = settled(file);
+    int closed = real(file)->pMethods->xClose(real(file));
+
+    free(checked(file)->gather);
+    checked(file)->gather = NULL;
+    return result == SQLITE_OK ? closed : result;
 }
 
 static int checked_read(sqlite3_file *file, void *into, int size, sqlite3_int64 offset)
 {
-    return checked(file)->is_wal ? read_log(checked(file), into, size, offset)
-                                 : read_database(checked(file), into, size, offset);
+    if (!checked(file)->gather)
+        return read_database(checked(file), into, size, offset);
+    int result = settled(file);
+    return result == SQLITE_OK ? read_log(checked(file), into, size, offset) : result;
 }
 
 static int checked_write(sqlite3_file *file, const void *from, int size, sqlite3_int64 offset)
 {
-    if (!checked(file)->is_wal)
+    if (!checked(file)->gather)
         return write_database(checked(file), from, size, offset);
     note_write(checked(file), size, offset);
-    return real(file)->pMethods->xWrite(real(file), from, size, offset);
+    return gather_write(checked(file)->gather, real(file), from, size, offset);
 }
 
 static int checked_truncate(sqlite3_file *file, sqlite3_int64 size)
 {
-    return real(file)->pMethods->xTruncate(real(file), size);
+    int result = settled(file);
+    return result == SQLITE_OK ? real(file)->pMethods->xTruncate(real(file), size) : result;
 }
 
 static int checked_sync(sqlite3_file *file, int flags)
 {
-    return real(file)->pMethods->xSync(real(file), flags);
+    int result = settled(file);
+    return result == SQLITE_OK ? real(file)->pMethods->xSync(real(file), flags) : result;
 }
 
 static int checked_file_size(sqlite3_file *file, sqlite3_int64 *size)
 {
-    return real(file)->pMethods->xFileSize(real(file), size);
+    int result = settled(file);
+    return result == SQLITE_OK ? real(file)->pMethods->xFileSize(real(file), size) : result;
 }
 
 static int checked_lock(sqlite3_file *file, int kind)
@@ -281,14 +301,22 @@ static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int
         return below(vfs)->xOpen(below(vfs), name, base, flags, flags_out);
     *file = (struct checked_file){
         .real = (sqlite3_file *)(file + 1),
-        .is_wal = flags & SQLITE_OPEN_WAL,
         .frame_header = -1,
         .rewritten_from = NOWHERE,
     };
     file->real->pMethods = NULL;
+    if (flags & SQLITE_OPEN_WAL) {
+        file->gather = calloc(1, sizeof *file->gather);
+        if (!file->gather)
+            return SQLITE_NOMEM;
+    }
     int result = below(vfs)->xOpen(below(vfs), name, file->real, flags, flags_out);
-    if (file->real->pMethods)
+    if (file->real->pMethods) {
         base->pMethods = &checked_methods;
+    } else {
+        free(file->gather);
+        file->gather = NULL;
+    }
     return result;
 }
 
