@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import stat
 from dataclasses import dataclass
 
@@ -123,3 +124,46 @@ class SegmentUse:
     """Raw bytes that chunks claim."""
     young: int
     """Of *live*, those in blocks that compaction has not written."""
+
+
+class Kind(enum.IntEnum):
+    """What an agent has a file for. The numbers are in stores."""
+
+    OTHER = 0
+    SYSTEM_PROMPT = 1
+    TOOL_DEFINITION = 2
+    CONVERSATION = 3
+    TOOL_RESULT = 4
+
+    @property
+    def label(self) -> str:
+        """As people write it."""
+        return self.name.lower()
+
+
+KINDS = {kind.label: kind for kind in Kind}
+
+
+@dataclass(slots=True, frozen=True)
+class AgentUse:
+    """One agent: what it is, and what its files take. Sizes are bytes before compression."""
+
+    name: str
+    directories: tuple[str, ...]
+    """Paths below the root; all that is in them is its own."""
+    state: str
+    """active, idle or paused."""
+    importance: int
+    """0 to 100."""
+    files: int
+    open_files: int
+    logical_bytes: int
+    """What its files say they hold."""
+    shared_bytes: int
+    """Of that, what files of others hold as well."""
+    exclusive_bytes: int
+    """What would be garbage if the agent went: each chunk once that nobody else has."""
+    hot_bytes: int
+    """On tmpfs: its staged files, and the contents that it and perhaps others share there."""
+    last_used_ns: int
+    """Since the epoch; 0: never."""

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import trio
@@ -140,6 +140,10 @@ class Files:
 
     async def tidy(self) -> None:
         """Called now and then: what can wait until then."""
+
+    def resident_digests(self) -> Iterable[bytes]:
+        """The contents that lie on tmpfs, for all who have them."""
+        return ()
 
     def closed(self, nodeid: int) -> None:
         """The relay says that nobody has an inode open any more."""

@@ -13,7 +13,7 @@ import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import trio
@@ -129,6 +129,10 @@ class Images:
     @property
     def count(self) -> int:
         return len(self._images)
+
+    def digests(self) -> Iterable[bytes]:
+        """Of all contents that are resident."""
+        return self._images.keys()
 
     def inherit(self, backings: dict[tuple[int, int], int]) -> dict[tuple[int, int], Image]:
         """Keep the images of an earlier daemon that the kernel has; drop the others.

@@ -22,7 +22,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import trio
 
@@ -383,6 +383,9 @@ class PassthroughFiles(Files):
         twin = super().share(file, inode_id)
         self._grant_anew(file)  # size and times are no longer those of the copy
         return twin
+
+    def resident_digests(self) -> Iterable[bytes]:
+        return self.images.digests()
 
     def closed(self, nodeid: int) -> None:
         """The last descriptor of an inode has gone that the relay knows of."""

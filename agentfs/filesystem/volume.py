@@ -17,6 +17,7 @@ import trio
 from agentfs.chunks import Store
 from agentfs.config import Profile
 from agentfs.filesystem import copies, fsck
+from agentfs.filesystem.agents import Agents
 from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.durability import Durability
@@ -135,6 +136,8 @@ class Volume:
         self.cloner = Cloner(
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
+        self.agents = Agents(self.index, self.table)
+        self.agents.resident_digests = self.files.resident_digests
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
         self._flush_at = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agentfs.index.agents import Agents
 from agentfs.index.connection import (
     COPIES_DIRECTORY,
     INDEX_NAME,
@@ -44,6 +45,7 @@ class Index(IndexConnection):
             self.xattrs = Xattrs(self)
             self.contents = Contents(self)
             self.loans = Loans(self)
+            self.agents = Agents(self)
 
     def _read_store_id(self) -> str:
         (value,) = self.execute("SELECT value FROM setting WHERE name = 'store_id'").fetchone()

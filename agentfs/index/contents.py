@@ -117,6 +117,18 @@ class Contents:
             raise KeyError(content)
         return row[0], row[1], row[2]
 
+    def size(self, content: int) -> int:
+        """In bytes; 0: there is none."""
+        row = self._execute("SELECT size FROM content WHERE id = ?", (content,)).fetchone()
+        return row[0] if row is not None else 0
+
+    def recipes_after(self, content: int, limit: int) -> list[tuple[int, bytes]]:
+        """(id, recipe) of the next *limit* contents after that id which files name."""
+        return self._execute(
+            "SELECT id, recipe FROM content WHERE id > ? AND refs > 0 ORDER BY id LIMIT ?",
+            (content, limit),
+        ).fetchall()
+
     def add(self, digest: bytes, size: int, recipe: bytes) -> int:
         """A new content with one reference, its first inode's; counts one for each chunk in it."""
         cursor = self._execute(

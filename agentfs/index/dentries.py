@@ -79,6 +79,13 @@ class Dentries:
         """(parent, name) of every name of an inode; reads all names there are."""
         return self._execute("SELECT parent, name FROM dentry WHERE inode = ?", (inode,)).fetchall()
 
+    def name_in(self, parent: int, inode: int) -> bytes | None:
+        """A name that a directory has for an inode; reads its names up to there."""
+        row = self._execute(
+            "SELECT name FROM dentry WHERE parent = ? AND inode = ? LIMIT 1", (parent, inode)
+        ).fetchone()
+        return row[0] if row is not None else None
+
     def after(self, parent: int, name: bytes, limit: int) -> list[tuple[Any, ...]]:
         """Up to *limit* entries that sort after *name*, in byte order: the columns of their
         inodes in the order of `Inode`, then the name.

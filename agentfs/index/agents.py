@@ -1,0 +1,77 @@
+"""Agents: which directories are theirs, and what is in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from agentfs.index.connection import IndexConnection
+from agentfs.model import ROOT_INODE
+
+AGENTS_DIRECTORY: Final = b"agents"
+"""Each directory in this one, which lies in the root, is an agent's."""
+
+AGENT_ATTRIBUTE: Final = b"user.agentfs.agent"
+"""Extended attribute of any other directory that is one's; its value is the name."""
+
+_IS_MARKED = f"name = x'{AGENT_ATTRIBUTE.hex()}'"
+_DIRECTORY, _REGULAR = 0o040000, 0o100000
+_TYPE = "mode & 61440"  # S_IFMT
+
+
+class AgentFile(NamedTuple):
+    """A regular file below a directory of an agent, as its row has it."""
+
+    directory: int
+    inode: int
+    size: int
+    content: int | None
+    atime_ns: int
+    mtime_ns: int
+
+
+class Agents:
+    """Look agents up by the directories that are theirs."""
+
+    def __init__(self, index: IndexConnection) -> None:
+        self._execute = index.execute
+
+    def directory(self) -> int | None:
+        """The inode of /agents."""
+        row = self._execute(
+            "SELECT inode FROM dentry WHERE parent = ? AND name = ?", (ROOT_INODE, AGENTS_DIRECTORY)
+        ).fetchone()
+        return row[0] if row is not None else None
+
+    def directories(self) -> list[tuple[int, bytes]]:
+        """(inode, name of the agent) of every directory that is an agent's."""
+        marked = dict(
+            self._execute(
+                "SELECT inode, value FROM xattr JOIN inode ON inode.id = xattr.inode"
+                f" WHERE {_IS_MARKED} AND {_TYPE} = {_DIRECTORY} AND nlink > 0"
+            )
+        )
+        placed = self._execute(
+            "SELECT inode, name FROM dentry JOIN inode ON inode.id = dentry.inode"
+            f" WHERE dentry.parent = ? AND {_TYPE} = {_DIRECTORY}",
+            (self.directory(),),
+        )
+        return [*(row for row in placed if row[0] not in marked), *marked.items()]
+
+    def files(self, directories: Sequence[int]) -> Iterable[AgentFile]:
+        """All regular files below some directories that are agents', by each of their names.
+
+        What lies below another agent's directory is that one's. Some 3 us each.
+        """
+        rows = self._execute(
+            "WITH RECURSIVE below (agent, id) AS ("
+            "SELECT value, value FROM json_each(?1) UNION ALL"
+            " SELECT agent, dentry.inode FROM below JOIN dentry ON dentry.parent = below.id"
+            " WHERE dentry.parent IS NOT ?2 AND NOT EXISTS"
+            f" (SELECT 1 FROM xattr WHERE xattr.inode = dentry.inode AND {_IS_MARKED}))"
+            " SELECT agent, inode.id, size, content, atime, mtime"
+            f" FROM below JOIN inode ON inode.id = below.id WHERE {_TYPE} = {_REGULAR}",
+            (json.dumps(list(directories)), self.directory()),
+        )
+        return map(AgentFile._make, rows)

@@ -1,0 +1,122 @@
+"""Agents are directories: what is theirs, what they share, and whether they are at work."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from agentfs.filesystem import agents as agents_module
+from agentfs.model import AgentUse
+from fakes.volumes import Shell
+
+PROMPT = os.urandom(300_000)
+
+
+async def uses(shell: Shell) -> dict[str, AgentUse]:
+    return {use.name: use for use in await shell.volume.agents.uses()}
+
+
+async def two_agents(shell: Shell) -> None:
+    shell.mkdir("/agents")
+    for name in ("one", "two"):
+        shell.mkdir(f"/agents/{name}")
+        await shell.write(f"/agents/{name}/prompt.md", PROMPT)
+    await shell.write("/agents/one/own.md", os.urandom(5000))
+    await shell.sync()
+
+
+async def test_what_agents_share_and_what_is_their_own_add_up(shell: Shell) -> None:
+    await two_agents(shell)
+    found = await uses(shell)
+    assert found["one"].logical_bytes == 305_000
+    assert (found["one"].shared_bytes, found["one"].exclusive_bytes) == (300_000, 5000)
+    assert (found["two"].shared_bytes, found["two"].exclusive_bytes) == (300_000, 0)
+    assert found["one"].files == 2
+    assert found["one"].directories == ("/agents/one",)
+
+
+async def test_a_fork_owns_only_the_chunks_that_it_added(shell: Shell) -> None:
+    await two_agents(shell)
+    turn = os.urandom(20_000)
+    await shell.append("/agents/two/prompt.md", turn)
+    await shell.sync()
+    found = await uses(shell)
+    assert found["two"].shared_bytes + found["two"].exclusive_bytes == 320_000
+    assert len(turn) <= found["two"].exclusive_bytes < len(turn) + 2 * 16_384
+    assert found["one"].shared_bytes == found["two"].shared_bytes
+
+
+async def test_bytes_that_an_agent_has_twice_are_its_own_once(shell: Shell) -> None:
+    shell.mkdir("/agents")
+    shell.mkdir("/agents/one")
+    for name in ("a", "b"):
+        await shell.write(f"/agents/one/{name}", PROMPT)
+    await shell.sync()
+    found = await uses(shell)
+    assert (found["one"].logical_bytes, found["one"].exclusive_bytes) == (600_000, 300_000)
+    assert found["one"].shared_bytes == 0
+
+
+async def test_a_file_that_is_no_agents_shares_as_well(shell: Shell) -> None:
+    await two_agents(shell)
+    await shell.write("/copy", PROMPT + os.urandom(100))
+    shell.unlink("/agents/two/prompt.md")
+    await shell.sync()
+    found = await uses(shell)
+    assert found["one"].shared_bytes > 300_000 - 2 * 16_384
+    await shell.write("/copy", b"x", 0)
+    shell.unlink("/copy")
+    assert (await uses(shell))["one"].exclusive_bytes == 305_000
+
+
+async def test_any_directory_is_an_agents_that_says_so(shell: Shell) -> None:
+    await two_agents(shell)
+    for path in ("/work", "/work/deep", "/agents/one/inner"):
+        shell.mkdir(path)
+    shell.set_xattr("/work/deep", b"user.agentfs.agent", b"three")
+    shell.set_xattr("/agents/one/inner", b"user.agentfs.agent", b"two")
+    await shell.write("/work/deep/a", b"a" * 10)
+    await shell.write("/agents/one/inner/b", b"b" * 20)
+    found = await uses(shell)
+    assert found["three"].directories == ("/work/deep",)
+    assert found["three"].logical_bytes == 10
+    assert found["one"].files == 2, "what lies below another agent's directory is that one's"
+    assert set(found["two"].directories) == {"/agents/two", "/agents/one/inner"}
+    assert found["two"].logical_bytes == 300_020
+
+
+async def test_what_is_staged_is_hot_and_its_agents_own(shell: Shell) -> None:
+    shell.mkdir("/agents")
+    shell.mkdir("/agents/one")
+    await shell.write("/agents/one/a", b"x" * 1000)
+    use = (await uses(shell))["one"]
+    assert (use.hot_bytes, use.exclusive_bytes, use.shared_bytes) == (1000, 1000, 0)
+
+
+async def test_an_agent_is_active_by_use_idle_by_rest_and_paused_by_word(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two_agents(shell)
+    assert {use.state for use in (await uses(shell)).values()} == {"active"}
+    monkeypatch.setattr(agents_module, "IDLE_AFTER_S", 0.0)
+    assert {use.state for use in (await uses(shell)).values()} == {"idle"}
+    handle = shell.open("/agents/one/own.md")
+    assert (await uses(shell))["one"].state == "active"
+    assert (await uses(shell))["one"].open_files == 1
+    shell.set_xattr("/agents/one", b"user.agentfs.state", b"paused")
+    assert (await uses(shell))["one"].state == "paused"
+    shell.close(handle)
+
+
+async def test_an_agents_importance_is_half_unless_it_is_set(shell: Shell) -> None:
+    await two_agents(shell)
+    shell.set_xattr("/agents/two", b"user.agentfs.importance", b"90")
+    found = await uses(shell)
+    assert (found["one"].importance, found["two"].importance) == (50, 90)
+
+
+async def test_a_store_without_agents_has_none(shell: Shell) -> None:
+    assert await uses(shell) == {}
+    await shell.write("/agents", b"a file of that name")
+    assert await uses(shell) == {}
