@@ -37,6 +37,11 @@ def _key(default: float, low: float, high: float) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 
+def _patterns(*default: str) -> Any:
+    """Declare a key that takes a list of patterns, as policy/kinds.py describes them."""
+    return field(default=default)
+
+
 @dataclass(frozen=True, slots=True)
 class Seal:
     """When a written file is cut, deduplicated and compressed."""
@@ -93,6 +98,27 @@ class Hot:
 
 
 @dataclass(frozen=True, slots=True)
+class Kinds:
+    """What files are, by path: patterns for each kind. Those of the first kinds are asked first."""
+
+    system_prompt: tuple[str, ...] = _patterns(
+        "prompts/", "*.prompt", "*.prompt.md", "CLAUDE.md", "AGENTS.md", "GEMINI.md"
+    )
+    """What an agent is told before anything else."""
+
+    tool_definition: tuple[str, ...] = _patterns("tools/", "*.tool.json", "*.tools.json")
+    """What an agent is told of its tools."""
+
+    conversation: tuple[str, ...] = _patterns(
+        "conversations/", ".claude/projects/", ".codex/sessions/", "*.traj", "*.traj.json"
+    )
+    """Turns, appended one after the other."""
+
+    tool_result: tuple[str, ...] = _patterns("results/", "tool-results/")
+    """What tools answered."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A whole mount profile; `Profile("default")` has every key at its default."""
 
@@ -100,6 +126,7 @@ class Profile:
     seal: Seal = field(default_factory=Seal)
     store: Store = field(default_factory=Store)
     hot: Hot = field(default_factory=Hot)
+    kinds: Kinds = field(default_factory=Kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +143,11 @@ class MountConfig:
     """Let other users in (the kernel checks modes). Root's mounts set it."""
 
 
-_SECTIONS: dict[str, type[Seal] | type[Store] | type[Hot]] = {
+_SECTIONS: dict[str, type[Seal] | type[Store] | type[Hot] | type[Kinds]] = {
     "seal": Seal,
     "store": Store,
     "hot": Hot,
+    "kinds": Kinds,
 }
 _KNOWN_KEYS = [
     f"{section}.{key.name}" for section, of in _SECTIONS.items() for key in dataclasses.fields(of)
@@ -195,10 +223,25 @@ def parse_profile(name: str, tables: Mapping[str, Any], *, origin: str) -> Profi
         }
         for section, of in _SECTIONS.items()
     }
-    profile = Profile(name, Seal(**values["seal"]), Store(**values["store"]), Hot(**values["hot"]))
+    profile = profile_of({"name": name, **values})
     if profile.store.segment_bytes < profile.store.block_bytes:
         raise ProfileInvalid(f"{origin}: store.segment_bytes must be at least store.block_bytes")
     return profile
+
+
+def profile_of(values: Mapping[str, Any]) -> Profile:
+    """Undo dataclasses.asdict() of a profile, also after JSON, which knows no tuples.
+
+    :raises TypeError: there are keys of another version
+    """
+    sections: dict[str, Any] = {}
+    for name, of in _SECTIONS.items():
+        keys: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.get(name, {}).items()
+        }
+        sections[name] = of(**keys)
+    return Profile(values["name"], **sections)
 
 
 def with_hot_bytes(profile: Profile, text: str) -> Profile:
@@ -220,6 +263,8 @@ def parse_size(text: str) -> int:
 
 
 def _value(given: object, name: str, key: dataclasses.Field[Any], origin: str) -> Any:
+    if isinstance(key.default, tuple):
+        return _pattern_list(given, name, origin)
     low, high = key.metadata["low"], key.metadata["high"]
     whole = isinstance(key.default, int)
     value: Any = given
@@ -233,6 +278,18 @@ def _value(given: object, name: str, key: dataclasses.Field[Any], origin: str) -
         kind = "a whole number" if whole else "a number"
         raise ProfileInvalid(f"{origin}: {name} is {given!r}, must be {kind} from {low} to {high}")
     return value if whole else float(value)
+
+
+def _pattern_list(given: object, name: str, origin: str) -> tuple[str, ...]:
+    those = given if isinstance(given, list) else [None]
+    for one in those:
+        names = one.removesuffix("/").split("/") if isinstance(one, str) else [""]
+        if not all(names) or "\0" in names[-1]:
+            raise ProfileInvalid(
+                f"{origin}: {name} is {given!r}, must be a list of patterns "
+                'such as "prompts/" or "*.prompt.md"'
+            )
+    return tuple(those)
 
 
 def _unknown_key(name: str, origin: str) -> ProfileInvalid:

@@ -6,8 +6,14 @@ import enum
 import stat
 from dataclasses import dataclass
 
+NAME_BYTES_MAX = 255
+"""Of one name in a directory."""
+
 ROOT_INODE = 1
 """The inode of the mounted directory itself; FUSE fixes its number."""
+
+AGENT_ATTRIBUTE = b"user.agentfs.agent"
+"""Extended attribute of a directory that is an agent's; its value is the name."""
 
 SECTOR_BYTES = 512
 """Unit of st_blocks, fixed by stat(2)."""
@@ -40,7 +46,8 @@ class Inode:
     target: bytes | None = None
     """What a symbolic link points at."""
     parent: int | None = None
-    """The directory that holds it; of a file that never had a name, where it was opened."""
+    """The directory that holds it; of a file that never had a name, where it was opened. One of
+    several names may be gone: then it says where that was. None: it has lost its last."""
 
     @property
     def sectors(self) -> int:
@@ -64,6 +71,11 @@ class Inode:
     @property
     def is_regular(self) -> bool:
         return stat.S_ISREG(self.mode)
+
+    @property
+    def type_letter(self) -> str:
+        """As the first letter of a line of `ls -l`."""
+        return stat.filemode(self.mode)[0]
 
 
 @dataclass(slots=True, frozen=True)

@@ -180,6 +180,10 @@ class _Mount:
                     "gc": self._gc,
                     "compact": self._compact,
                     "clone": self._clone,
+                    "ls": self._ls,
+                    "agents": self._agents,
+                    "agent": self._agent,
+                    "spawn": self._spawn,
                     "restart": self._restart,
                     "fsck": self._fsck,
                     "stop": self._stop,
@@ -319,6 +323,46 @@ class _Mount:
                 os.fsencode(target),
                 replaces=replaces,
                 progress=functools.partial(progress, "cloning"),
+            )
+        return dataclasses.asdict(cloned) | {"daemon_s": round(time.perf_counter() - started, 6)}
+
+    async def _ls(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        path = args.get("path")
+        if not isinstance(path, str):
+            raise UsageError("bad request: ls takes a path")
+        try:
+            rows = await self._volume.listing(os.fsencode(path))
+        except OSError as error:
+            raise NoSuchPath(f"{self._config.mountpoint}{path} is not there") from error
+        return {"rows": [dataclasses.asdict(row) for row in rows]}
+
+    async def _agents(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        return {"rows": [dataclasses.asdict(use) for use in await self._volume.agents.uses()]}
+
+    async def _agent(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        """Where an agent's files are; with "set", an attribute of its directories is set before."""
+        name, change = args.get("name"), args.get("set", {})
+        if not (isinstance(name, str) and isinstance(change, dict)):
+            raise UsageError("bad request: agent takes a name, and what to set")
+        agents = self._volume.agents
+        directories = agents.directories(os.fsencode(name))
+        if not directories:
+            raise NoSuchPath(f"no agent is called {name}; agentfs agents lists them")
+        with _naming_a_full_disk(self._config.store):
+            for attribute, value in change.items():
+                agents.set(directories, attribute, value)
+        return {"directories": [os.fsdecode(agents.path(one)) for one in directories]}
+
+    async def _spawn(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        source, target, name = (args.get(key) for key in ("source", "target", "name"))
+        if not (isinstance(source, str) and isinstance(target, str) and isinstance(name, str)):
+            raise UsageError("bad request: spawn takes a source, a target and a name")
+        started = time.perf_counter()
+        if self._volume.agents.directories(os.fsencode(name)):
+            raise PathTaken(f"there is an agent {name} already; agentfs agents says where")
+        with _naming_a_full_disk(self._config.store), self._naming_paths(source, target):
+            cloned = await self._volume.spawn(
+                os.fsencode(source), os.fsencode(target), os.fsencode(name)
             )
         return dataclasses.asdict(cloned) | {"daemon_s": round(time.perf_counter() - started, 6)}
 

@@ -12,6 +12,19 @@ from agentfs.config import DEFAULT_MODE, DEFAULT_MOUNTPOINT, MODES
 
 Command = Callable[[argparse.Namespace], int]
 
+SORT_KEYS = {
+    "name": "name",
+    "state": "state",
+    "importance": "importance",
+    "files": "files",
+    "logical": "logical_bytes",
+    "shared": "shared_bytes",
+    "own": "exclusive_bytes",
+    "hot": "hot_bytes",
+    "used": "last_used_ns",
+}
+"""What `agentfs agents --sort` takes, and what that is of an agent."""
+
 _TARGET = "MOUNTPOINT|STORE"
 _TARGET_HELP = (
     f"what to work on (default: {DEFAULT_MOUNTPOINT} if mounted, else the only agentfs mount)"
@@ -92,6 +105,28 @@ def build_parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="replace what is at DESTINATION, at one moment"
     )
 
+    listing = add("ls", "listing", "list files with their kind, agent, tier and reduction")
+    listing.add_argument(
+        "path", nargs="?", default=".", metavar="PATH", help="in an agentfs mount (default: .)"
+    )
+    listing.add_argument(
+        "-l",
+        "--long",
+        action="store_true",
+        help="type, kind, agent, tier, size and reduction of each",
+    )
+
+    agents = add("agents", "agents", "list the agents with what their files take and share")
+    agents.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
+    agents.add_argument(
+        "--sort",
+        choices=SORT_KEYS,
+        default="name",
+        metavar="KEY",
+        help=f"by {', '.join(SORT_KEYS)} (default: name)",
+    )
+    _add_agent_actions(add("agent", "agents", "pause, resume or weigh an agent, or spawn one"))
+
     for name, module, summary in (
         ("umount", "mounting", "seal everything, unmount and wait until the store is free"),
         ("sync", "maintenance", "seal all files now and wait until they are on disk"),
@@ -116,6 +151,45 @@ def build_parser() -> argparse.ArgumentParser:
     completion = add("completion", "about", "print a script that completes agentfs commands")
     completion.add_argument("shell", choices=("bash", "zsh"), help="the shell to write it for")
     return parser
+
+
+def _add_agent_actions(agent: argparse.ArgumentParser) -> None:
+    actions = agent.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, summary in (
+        ("pause", "say that an agent rests: its files give way first"),
+        ("resume", "let what it does show again whether an agent is at work"),
+        ("importance", "say how much an agent matters, 50 being usual"),
+        ("spawn", "make a new agent of another, sharing all its bytes"),
+    ):
+        action = actions.add_parser(
+            name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False
+        )
+        action.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="answer with one JSON object on stdout",
+        )
+        action.add_argument("name", metavar="NAME", help="of the agent")
+        if name == "importance":
+            action.add_argument(
+                "importance", type=_importance, metavar="N", help="from 0 to 100, the most"
+            )
+        if name == "spawn":
+            action.add_argument(
+                "--from",
+                dest="template",
+                required=True,
+                metavar="TEMPLATE",
+                help="an agent's name, or the path of a directory",
+            )
+        action.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
+
+
+def _importance(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 100):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 100")
+    return int(text)
 
 
 def _load(module: str, function: str) -> Command:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +39,23 @@ def size(count_bytes: float) -> str:
             break
     digits = 2 if count_bytes < 9.995 else 1 if count_bytes < 99.95 else 0
     return f"{count_bytes:.{digits}f} {unit}"
+
+
+def printable(name: str) -> str:
+    """Return a name on one line, what a terminal might take for more than text escaped."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in name)
+
+
+def print_columns(rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:
+    """Print rows of cells, each column as wide as it must be; those in *right* end flush."""
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join(cells).rstrip())
 
 
 def duration(seconds: float) -> str:

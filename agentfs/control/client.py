@@ -65,10 +65,13 @@ def _call_once(
     try:
         with contextlib.closing(_connect(store_dir, silence_s)) as connection:
             connection.sendall(protocol.encode({"op": op, "args": args}))
+            rows: list[dict[str, Any]] = []
             for reply in _replies(connection):
-                if "progress" not in reply:
-                    return _result(reply)
-                if on_progress is not None:
+                if "rows" in reply:
+                    rows.extend(reply["rows"])
+                elif "progress" not in reply:
+                    return _result(reply) | ({"rows": rows} if rows else {})
+                elif on_progress is not None:
                     on_progress(*_progress(reply["progress"]))
     except TimeoutError as error:
         raise DaemonSilent(

@@ -179,6 +179,8 @@ class _Connection:
             # The last thing a daemon does is to answer `stop`, while everything around is
             # cancelled: so no checkpoint that can be cancelled from here on.
             with trio.CancelScope(shield=True), contextlib.suppress(_HungUp):
+                for line in protocol.row_lines(reply.get("result", {}).pop("rows", ())):
+                    await self._send_line(line)
                 await self._send(reply)
             nursery.cancel_scope.cancel()
 
@@ -198,6 +200,9 @@ class _Connection:
         line = protocol.encode(message)
         if len(line) > protocol.MAX_LINE_BYTES:
             line = protocol.encode(_failure(AgentfsError("the answer is longer than 64 KiB")))
+        await self._send_line(line)
+
+    async def _send_line(self, line: bytes) -> None:
         async with self._sending:
             if self._torn:
                 raise _HungUp

@@ -8,30 +8,32 @@ attributes of its directories, so it survives, moves and is copied with them.
 
 from __future__ import annotations
 
+import os
 import time
 from array import array
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-import trio
-
+from agentfs.filesystem.description import (
+    IMPORTANCE_ATTRIBUTE,
+    OWN_ATTRIBUTES,
+    PAUSED,
+    Describer,
+    check,
+)
 from agentfs.filesystem.livefile import InodeTable
+from agentfs.filesystem.namespace import Namespace
+from agentfs.filesystem.turns import Turns
 from agentfs.index import Index
-from agentfs.index.agents import AgentFile
+from agentfs.index.agents import STATE_ATTRIBUTE, AgentFile
 from agentfs.index.contents import FIRST_CHUNK_ID
-from agentfs.model import ROOT_INODE, AgentUse
+from agentfs.model import AgentUse
 
-STATE_ATTRIBUTE: Final = b"user.agentfs.state"
-IMPORTANCE_ATTRIBUTE: Final = b"user.agentfs.importance"
-
-PAUSED = "paused"
 ACTIVE = "active"
 IDLE = "idle"
 
 DEFAULT_IMPORTANCE = 50
-IMPORTANCE_MAX = 100
 
 IDLE_AFTER_S = 900.0
 """Without a use, after which an agent is idle."""
@@ -41,9 +43,6 @@ _SLICE = 128
 
 _DIRECTORIES = 4
 """Of agents, whose files are read at once: 100 files take 0.4 ms."""
-
-_TURN_S = 0.002
-"""Requests wait no longer than that for who counts."""
 
 _NOBODY = 0
 _OTHERS = -1
@@ -70,9 +69,13 @@ class _Tally:
 class Agents:
     """The agents of one volume."""
 
-    def __init__(self, index: Index, table: InodeTable) -> None:
+    def __init__(
+        self, index: Index, table: InodeTable, namespace: Namespace, describer: Describer
+    ) -> None:
         self._index = index
         self._table = table
+        self._namespace = namespace
+        self._describer = describer
         self.resident_digests: Callable[[], Iterable[bytes]] = tuple
         """The contents that lie on tmpfs."""
 
@@ -88,12 +91,43 @@ class Agents:
         values = [self._index.xattrs.get(one, IMPORTANCE_ATTRIBUTE) for one in directories]
         return max((int(value) for value in values if value), default=DEFAULT_IMPORTANCE)
 
+    def directories(self, name: bytes) -> list[int]:
+        """What is an agent's; empty: there is none of that name."""
+        return [directory for directory, one in self._index.agents.directories() if one == name]
+
+    def set(self, directories: Iterable[int], what: str, value: str | None) -> None:
+        """Keep the state or the importance of an agent in all its directories; None: no more.
+
+        :raises OSError: EINVAL, it cannot be that
+        """
+        attribute = OWN_ATTRIBUTES + what.encode()
+        for directory in directories:
+            if value is not None:
+                check(self._table.get(directory), attribute, value.encode())
+                self._namespace.set_xattr(directory, attribute, value.encode())
+            elif self._index.xattrs.get(directory, attribute) is not None:
+                self._namespace.remove_xattr(directory, attribute)
+            self._table.changed(directory)
+
+    def agent_of(self, path: bytes) -> bytes:
+        """The name of the agent whose directory a path leads to, or is in; else of that directory.
+
+        :raises OSError: ENOENT or ENOTDIR
+        """
+        way = self._namespace.walk(path)
+        return self._describer.agent(way) or path.rstrip(b"/").rpartition(b"/")[2]
+
+    def path(self, directory: int) -> bytes:
+        """From the root on."""
+        inode, paths = self._table.get(directory), self._describer.paths
+        return b"/" + b"/".join(paths.names([*paths.above(inode), inode]))
+
     async def uses(self) -> list[AgentUse]:
         """All agents, by name. Lets others have turns: what changes meanwhile may be in it or not.
 
         Some 5 us a file, and 0.2 us for each chunk in a recipe of the store.
         """
-        self._turns = _Turns()
+        self._turns = Turns()
         tallies = self._named()
         owners: dict[int, int] = {}
         numbers = {one: place for place, tally in enumerate(tallies) for one in tally.directories}
@@ -121,8 +155,10 @@ class Agents:
     def _count_file(self, tally: _Tally, file: AgentFile) -> None:
         live = self._table.live(file.inode)
         size, used_ns = file.size, max(file.atime_ns, file.mtime_ns)
+        if file.parent is not None:
+            used_ns = max(used_ns, self._table.used_ns.get(file.parent, 0))
         if live is not None:
-            size, used_ns = live.inode.size, max(live.inode.atime_ns, live.inode.mtime_ns)
+            size, used_ns = live.inode.size, max(used_ns, live.inode.mtime_ns)
             if live.staged is not None:
                 tally.hot_bytes += size
             if live.is_dirty:
@@ -193,7 +229,7 @@ class Agents:
     async def _use(self, tally: _Tally) -> AgentUse:
         paths = []
         for directory in tally.directories:
-            paths.append(self._path(directory).decode(errors="surrogateescape"))
+            paths.append(os.fsdecode(self.path(directory)))
             await self._turns.give()
         return AgentUse(
             tally.name,
@@ -208,22 +244,3 @@ class Agents:
             tally.hot_bytes,
             tally.last_used_ns,
         )
-
-    def _path(self, directory: int) -> bytes:
-        parent = self._table.get(directory).parent
-        if directory == ROOT_INODE or parent is None:
-            return b""
-        name = self._index.dentries.name_in(parent, directory) or b"?"
-        return self._path(parent) + b"/" + name
-
-
-class _Turns:
-    """Lets other tasks run when this one has run for a while."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    async def give(self) -> None:
-        if time.perf_counter() - self._since > _TURN_S:
-            await trio.lowlevel.checkpoint()
-            self._since = time.perf_counter()

@@ -30,11 +30,11 @@ import trio
 
 from agentfs.filesystem.files import Files
 from agentfs.filesystem.livefile import InodeTable, LiveFile
-from agentfs.filesystem.namespace import NAME_BYTES_MAX, Detached, Namespace
+from agentfs.filesystem.namespace import Detached, Namespace
 from agentfs.filesystem.seal import Sealer
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
-from agentfs.model import Inode
+from agentfs.model import NAME_BYTES_MAX, Inode
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ class _Job:
     parent: int
     name: bytes
     replaces: bool
+    agent: tuple[bytes, bytes] | None
+    """(name of the source's agent, of the clone's): the clone is a new agent's."""
     root: Inode | None = None
     """The clone of the source. Its links are counted here; its row has 0 until it has a name."""
     pending: list[tuple[int, int, bytes]] = field(default_factory=list)
@@ -132,6 +134,7 @@ class Cloner:
         *,
         replaces: bool,
         progress: Callable[[int, int], None],
+        agent: tuple[bytes, bytes] | None = None,
     ) -> Cloned:
         """Make *target* a copy of *source*; both are paths below the root.
 
@@ -139,11 +142,13 @@ class Cloner:
 
         :param replaces: *target* may exist; the name changes its meaning at one moment, and
             what it meant is removed then
+        :param agent: (name, new name): what of the source is marked as that agent's is, in the
+            clone, the new one's; so is all of it. It is not paused
         :param progress: called with (names made, 0)
         :raises OSError: ENOENT, ENOTDIR: a path leads nowhere; EEXIST: the target is there;
             EINVAL: one is within the other. Nothing is left of the clone then
         """
-        job = self._check(source, target, replaces=replaces)
+        job = self._check(source, target, replaces=replaces, agent=agent)
         try:
             replaced = await self._make(job, progress)
         except BaseException:
@@ -159,7 +164,9 @@ class Cloner:
             await self._remove(replaced)
         return job.cloned
 
-    def _check(self, source: bytes, target: bytes, *, replaces: bool) -> _Job:
+    def _check(
+        self, source: bytes, target: bytes, *, replaces: bool, agent: tuple[bytes, bytes] | None
+    ) -> _Job:
         above, _, name = target.rstrip(b"/").rpartition(b"/")
         source_way = self._namespace.walk(source)
         target_way = self._namespace.walk(above)
@@ -176,7 +183,7 @@ class Cloner:
             raise OSError(errno.EINVAL, "the target is within the source")
         if victim is not None and any(inode.id == victim.id for inode in source_way):
             raise OSError(errno.EINVAL, "the target is the source, or holds it")
-        return _Job(source_way[-1].id, target_way[-1].id, name, replaces)
+        return _Job(source_way[-1].id, target_way[-1].id, name, replaces, agent)
 
     async def _make(self, job: _Job, progress: Callable[[int, int], None]) -> Inode | None:
         settled: set[LiveFile] = set()
@@ -244,9 +251,9 @@ class Cloner:
         source, number = inode.id, self._index.inodes.allocate()
         if source in self._index.loans:
             inode.content, inode.size, inode.holes = None, 0, None
+        inode.parent = parent
         if inode.is_directory:
             inode.nlink = 2
-            inode.parent = parent
             if parent is not None:
                 _add_link(batch, parent)
             batch.pending.append((source, number, b""))
@@ -295,8 +302,12 @@ class Cloner:
             batch.root.nlink += batch.more_links.pop(batch.root.id, 0)
             with self._index.transaction:
                 self._insert(batch)
+                if job.agent is not None:
+                    self._index.agents.rename(batch.made, *job.agent)
                 if not batch.pending:
                     root = batch.root
+                    if job.agent is not None:
+                        self._index.agents.adopt(root.id, job.parent, job.agent[1])
                     self._index.inodes.set_links(root.id, root.nlink, root.ctime_ns)
                     detached = self._namespace.attach(
                         root, job.parent, job.name, replaces=job.replaces

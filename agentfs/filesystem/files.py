@@ -141,6 +141,10 @@ class Files:
     async def tidy(self) -> None:
         """Called now and then: what can wait until then."""
 
+    def is_resident(self, content: int) -> bool:
+        """Whether a content lies on tmpfs, for all who have it."""
+        return False
+
     def resident_digests(self) -> Iterable[bytes]:
         """The contents that lie on tmpfs, for all who have them."""
         return ()
@@ -164,6 +168,7 @@ class Files:
 
     def release(self, handle: Handle) -> None:
         file = handle.file
+        self._table.note_use(file)
         file.handles -= 1
         file.writers -= handle.is_writer
         if handle.is_writer:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _DIRECTORIES_KEPT = 4096
 
+_USES_KEPT = 65_536
+"""Directories, in 8 MB."""
+
 _UNKNOWN_LOOKUPS = 1 << 62
 
 _REAP_AT = 256
@@ -165,6 +168,8 @@ class InodeTable:
         self._moved: dict[int, int] = {}
         """Inode by nodeid, of those that have been split."""
         index.transaction.on_failure = self._reread
+        self.used_ns: dict[int, int] = {}
+        """When a file was last closed in a directory, since the epoch; the oldest are dropped."""
         self._left: dict[int, LiveFile] = {}
         """By nodeid that its name has left: the file as those see it who have it open."""
         self.watch()
@@ -236,6 +241,7 @@ class InodeTable:
             if row is not None:
                 live.inode.nlink = row.nlink
                 live.inode.content = row.content
+                live.inode.parent = row.parent
 
     def current_of(self, row: tuple[Any, ...]) -> Inode:
         """The live copy of an inode by its columns, or one made of them."""
@@ -327,6 +333,14 @@ class InodeTable:
         if live is None:
             live = self._live[inode.id] = LiveFile(inode)
         return live
+
+    def note_use(self, live: LiveFile) -> None:
+        """Remember that somebody has used a file: times of access are seldom recorded."""
+        parent = live.inode.parent
+        if parent is not None:
+            self.used_ns[parent] = time.time_ns()
+            if len(self.used_ns) > _USES_KEPT:
+                del self.used_ns[next(iter(self.used_ns))]
 
     def files(self) -> Iterable[LiveFile]:
         return self._live.values()

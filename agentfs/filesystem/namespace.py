@@ -19,16 +19,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.index import Index
-from agentfs.model import ROOT_INODE, Inode
+from agentfs.index.xattrs import CAPABILITY
+from agentfs.model import NAME_BYTES_MAX, ROOT_INODE, Inode
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 """Flags of renameat2(2)."""
 
-NAME_BYTES_MAX: Final = 255
-
 _SUPPORTED_XATTRS = (b"user.", b"security.", b"trusted.")
-_CAPABILITY = b"security.capability"
 
 _READABLE = 0o444
 
@@ -143,9 +141,9 @@ class Namespace:
         if target is not None:
             inode.target = target
             inode.size = len(target)
+        inode.parent = parent
         is_directory = inode.is_directory
         if is_directory:
-            inode.parent = parent
             inode.nlink = 2
         with self._index.transaction:
             self._dentries.insert(parent, name, inode.id)
@@ -203,10 +201,10 @@ class Namespace:
             if inode.id in self._index.loans:
                 self._take_back(inode)
             if inode.is_unnamed:
-                self._inodes.set_parent(inode.id, None)
+                self._inodes.set_parent(inode.id, parent)
             self._touch(directory, now)
         if inode.is_unnamed:
-            inode.parent = None
+            inode.parent = parent
             self._table.linked(inode)
             live = self._table.live(inode.id)
             if live is not None:
@@ -279,12 +277,12 @@ class Namespace:
                 return
             self._check_replaceable(moved, victim)
         now = time.time_ns()
-        is_directory = moved.is_directory
         with self._index.transaction:
             self._dentries.delete(old_parent, old_name)
             self._dentries.point(new_parent, new_name, moved.id)
-            if is_directory and old_parent != new_parent:
+            if old_parent != new_parent:
                 self._inodes.set_parent(moved.id, new_parent)
+                moved.parent = new_parent
             self._inodes.set_times(moved.id, moved.mtime_ns, now)
             self._lend_content(moved, victim, may_fall_back=not seals_first)
             is_removed = False
@@ -313,8 +311,6 @@ class Namespace:
             return
         self._touch(self._table.get(old_parent), now_ns, subdirectories=-gained)
         self._touch(self._table.get(new_parent), now_ns, subdirectories=gained - lost)
-        if gained:
-            moved.parent = new_parent
 
     def _lend_content(
         self, moved: Inode, victim: Inode | None, *, may_fall_back: bool = True
@@ -384,9 +380,8 @@ class Namespace:
                 self._inodes.set_times(inode.id, inode.mtime_ns, now)
                 inode.ctime_ns = now
                 self._table.changed(inode.id)
-                if inode.is_directory:
-                    self._inodes.set_parent(inode.id, parent)
-                    inode.parent = parent
+                self._inodes.set_parent(inode.id, parent)
+                inode.parent = parent
             if one_parent == other_parent:
                 self._touch(self._table.get(one_parent), now)
             else:
@@ -409,9 +404,8 @@ class Namespace:
         detached = None
         if victim is not None:
             detached = Detached(victim, is_removed=self._drop_link(victim, now))
-        if inode.is_directory:
-            self._inodes.set_parent(inode.id, parent)
-            inode.parent = parent
+        self._inodes.set_parent(inode.id, parent)
+        inode.parent = parent
         lost = int(victim is not None and victim.is_directory)
         self._touch(directory, now, subdirectories=int(inode.is_directory) - lost)
         return detached
@@ -471,6 +465,10 @@ class Namespace:
             self._index.remove_inode(inode.id)
         else:
             self._inodes.set_links(inode.id, left, now_ns)
+            if left == 0 and not inode.is_directory:
+                self._inodes.set_parent(inode.id, None)
+        if left == 0 and not inode.is_directory:
+            inode.parent = None
         inode.nlink = left
         inode.ctime_ns = now_ns
         self._table.changed(inode.id)
@@ -520,7 +518,7 @@ class Namespace:
         if inode.is_regular:
             # The kernel leaves this to us (FUSE_HANDLE_KILLPRIV), for root as well.
             inode.mode = without_setid(inode.mode)
-            self._xattrs.remove(inode.id, _CAPABILITY)
+            self._xattrs.remove(inode.id, CAPABILITY)
 
     def drop_privileges(self, inode: Inode) -> None:
         """Someone without privilege changed the bytes: take away set-id bits and capabilities."""
@@ -531,7 +529,7 @@ class Namespace:
             self._table.changed(inode.id)
 
     def drop_capabilities(self, inode: Inode) -> None:
-        self._xattrs.remove(inode.id, _CAPABILITY)
+        self._xattrs.remove(inode.id, CAPABILITY)
 
     # Extended attributes
 

@@ -210,7 +210,7 @@ class PassthroughFiles(Files):
             fd,
             writable=writes,
             fresh_until_ns=0 if writes else _fresh_until_ns(file.inode),
-            capability_free=not self._index.xattrs.any,
+            capability_free=not self._index.xattrs.any_capability,
         )
         self._put_attributes(file.nodeid, file.inode)
         staged.close()
@@ -223,7 +223,7 @@ class PassthroughFiles(Files):
             -1,
             writable=False,
             fresh_until_ns=_fresh_until_ns(file.inode),
-            capability_free=not self._index.xattrs.any,
+            capability_free=not self._index.xattrs.any_capability,
         )
         self._put_attributes(file.nodeid, file.inode)
 
@@ -384,12 +384,17 @@ class PassthroughFiles(Files):
         self._grant_anew(file)  # size and times are no longer those of the copy
         return twin
 
+    def is_resident(self, content: int) -> bool:
+        return self.images.find(content) is not None
+
     def resident_digests(self) -> Iterable[bytes]:
         return self.images.digests()
 
     def closed(self, nodeid: int) -> None:
         """The last descriptor of an inode has gone that the relay knows of."""
         file = self._table.live_at(nodeid)
+        if file is not None:
+            self._table.note_use(file)
         if file is not None and not file.handles:
             self.unstage_if_sealed(file)
             self._table.released(file)

@@ -37,7 +37,8 @@ from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.ranges import data_extents
 from agentfs.filesystem.room import Room
 from agentfs.index import Index
-from agentfs.model import SECTOR_BYTES, NewBlock
+from agentfs.model import SECTOR_BYTES, Kind, NewBlock
+from agentfs.policy.kinds import SNIFFED_BYTES, sniff
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class _Snapshot:
     size: int = 0
     holes: int = 0
     digest: bytes = b""
+    kind: Kind = Kind.OTHER
+    """What the bytes of a new content look like."""
     parts: list[tuple[bytes | None, int]] = field(default_factory=list)
     """(chunk digest, or None for a hole; length in bytes)."""
 
@@ -349,8 +352,9 @@ class Sealer:
                 continue
             twin = cut_already.setdefault(snapshot.digest, snapshot)
             if twin is not snapshot:
-                snapshot.parts = twin.parts
+                snapshot.parts, snapshot.kind = twin.parts, twin.kind
                 continue
+            snapshot.kind = sniff(bytes(data[:SNIFFED_BYTES]))
             params = params_for_size(snapshot.size)
             for view in _parts(data, extents):
                 if isinstance(view, int):
@@ -367,6 +371,7 @@ class Sealer:
         if self._is_known_whole(snapshot, fd, extents):
             return True
         params = params_for_size(snapshot.size)
+        snapshot.kind = sniff(os.pread(fd, SNIFFED_BYTES, 0))
         hasher = ContentHasher(sparse=bool(snapshot.holes))
         position = 0
         for start, end in extents:
@@ -492,7 +497,7 @@ class Sealer:
                 self._contents.rewrite(content, self._recipe(snapshot, ids))
             return content
         recipe = self._recipe(snapshot, ids)
-        return self._contents.add(snapshot.digest, snapshot.size, recipe)
+        return self._contents.add(snapshot.digest, snapshot.size, recipe, snapshot.kind)
 
     def _recipe(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> bytes:
         parts: list[tuple[int | None, int]] = []

@@ -20,6 +20,7 @@ from agentfs.filesystem import copies, fsck
 from agentfs.filesystem.agents import Agents
 from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.description import Described, Describer
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
@@ -38,7 +39,9 @@ from agentfs.filesystem.staging import (
     is_anothers,
     was_used_in_this_boot,
 )
+from agentfs.filesystem.turns import Turns
 from agentfs.index import Index
+from agentfs.policy.kinds import rules_of
 from agentfs.policy.sealing import due, packing_order
 
 log = logging.getLogger(__name__)
@@ -136,7 +139,14 @@ class Volume:
         self.cloner = Cloner(
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
-        self.agents = Agents(self.index, self.table)
+        self.describer = Describer(
+            self.index,
+            self.table,
+            self.namespace,
+            rules_of(profile.kinds),
+            is_resident=self.files.is_resident,
+        )
+        self.agents = Agents(self.index, self.table, self.namespace, self.describer)
         self.agents.resident_digests = self.files.resident_digests
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
@@ -377,13 +387,43 @@ class Volume:
         return (await self._collector.compact(progress)).as_dict()
 
     async def clone(
-        self, source: bytes, target: bytes, *, replaces: bool, progress: Progress
+        self,
+        source: bytes,
+        target: bytes,
+        *,
+        replaces: bool,
+        progress: Progress,
+        agent: tuple[bytes, bytes] | None = None,
     ) -> Cloned:
         """Make *target* a copy of the file or tree *source*, which shares all its bytes.
 
         Both are paths below the root, without links and `..`. See `Cloner.clone`.
         """
-        return await self.cloner.clone(source, target, replaces=replaces, progress=progress)
+        return await self.cloner.clone(
+            source, target, replaces=replaces, progress=progress, agent=agent
+        )
+
+    async def spawn(self, template: bytes, target: bytes, name: bytes) -> Cloned:
+        """Make a new agent of a directory, which may be an agent's; see `clone`."""
+        known_as = self.agents.agent_of(template)
+        return await self.clone(
+            template,
+            target,
+            replaces=False,
+            progress=lambda done, total: None,
+            agent=(known_as, name),
+        )
+
+    async def listing(self, path: bytes) -> list[Described]:
+        """What `agentfs ls` shows of a file, or of what is in a directory.
+
+        :raises OSError: ENOENT or ENOTDIR
+        """
+        turns, rows = Turns(), []
+        for row in self.describer.listing(path):
+            rows.append(row)
+            await turns.give()
+        return rows
 
     def stats(self) -> dict[str, Any]:
         """What `agentfs stats` shows of the store."""

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
 
+from agentfs.filesystem.description import OWN_ATTRIBUTES, check
 from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
-from agentfs.filesystem.namespace import NAME_BYTES_MAX, AttributeChange, Caller, SealFirst
+from agentfs.filesystem.namespace import AttributeChange, Caller, SealFirst
 from agentfs.fuse.attributes import MISSING, entry_attributes
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in
 from agentfs.fuse.resent import Opcode, Resent
-from agentfs.model import Inode
+from agentfs.model import NAME_BYTES_MAX, Inode
 
 if TYPE_CHECKING:
     from agentfs.filesystem.volume import Volume
@@ -57,6 +58,7 @@ class Operations(pyfuse3.Operations):
         self.volume = volume
         self._names = volume.namespace
         self._files = volume.files
+        self._describer = volume.describer
         self._table = volume.table
         self._handles: dict[int, Handle] = {}
         self._streams: dict[int, DirectoryStream] = {}
@@ -231,7 +233,10 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def getxattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> bytes:
-        value = self._names.get_xattr(self._table.inode_id(nodeid), name)
+        if name.startswith(OWN_ATTRIBUTES):
+            value = self._describer.attribute(self._table.get(nodeid), name)
+        else:
+            value = self._names.get_xattr(self._table.inode_id(nodeid), name)
         if self._resent.may_have_created_attribute(nodeid):
             raise OSError(errno.ENODATA, "pyfuse3 asks before it sets; see setxattr")
         return value
@@ -243,6 +248,8 @@ class Operations(pyfuse3.Operations):
             inode_id, name, other_than=value
         ):
             raise FileExistsError(name)  # somebody else's; what is ours is set once more
+        if name.startswith(OWN_ATTRIBUTES):
+            check(self._table.get(nodeid), name, value)
         self._names.set_xattr(inode_id, name, value)
 
     @answers

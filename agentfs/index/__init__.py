@@ -45,7 +45,7 @@ class Index(IndexConnection):
             self.xattrs = Xattrs(self)
             self.contents = Contents(self)
             self.loans = Loans(self)
-            self.agents = Agents(self)
+            self.agents = Agents(self, self.xattrs)
 
     def _read_store_id(self) -> str:
         (value,) = self.execute("SELECT value FROM setting WHERE name = 'store_id'").fetchone()

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from agentfs.index.connection import IndexConnection
-from agentfs.model import ROOT_INODE
+from agentfs.index.schema import IS_AGENT
+from agentfs.index.xattrs import Xattrs
+from agentfs.model import AGENT_ATTRIBUTE, ROOT_INODE
 
 AGENTS_DIRECTORY: Final = b"agents"
-"""Each directory in this one, which lies in the root, is an agent's."""
+"""Each directory in this one, which lies in the root, is an agent's, as any other that says so
+(AGENT_ATTRIBUTE)."""
 
-AGENT_ATTRIBUTE: Final = b"user.agentfs.agent"
-"""Extended attribute of any other directory that is one's; its value is the name."""
+STATE_ATTRIBUTE: Final = b"user.agentfs.state"
+"""Of an agent's directory: it is paused; absent: what it is shows in what it does."""
 
-_IS_MARKED = f"name = x'{AGENT_ATTRIBUTE.hex()}'"
 _DIRECTORY, _REGULAR = 0o040000, 0o100000
 _TYPE = "mode & 61440"  # S_IFMT
 
@@ -27,6 +29,7 @@ class AgentFile(NamedTuple):
     inode: int
     size: int
     content: int | None
+    parent: int | None
     atime_ns: int
     mtime_ns: int
 
@@ -34,8 +37,10 @@ class AgentFile(NamedTuple):
 class Agents:
     """Look agents up by the directories that are theirs."""
 
-    def __init__(self, index: IndexConnection) -> None:
+    def __init__(self, index: IndexConnection, xattrs: Xattrs) -> None:
         self._execute = index.execute
+        self._executemany = index.executemany
+        self._xattrs = xattrs
 
     def directory(self) -> int | None:
         """The inode of /agents."""
@@ -49,7 +54,7 @@ class Agents:
         marked = dict(
             self._execute(
                 "SELECT inode, value FROM xattr JOIN inode ON inode.id = xattr.inode"
-                f" WHERE {_IS_MARKED} AND {_TYPE} = {_DIRECTORY} AND nlink > 0"
+                f" WHERE {IS_AGENT} AND {_TYPE} = {_DIRECTORY} AND nlink > 0"
             )
         )
         placed = self._execute(
@@ -58,6 +63,21 @@ class Agents:
             (self.directory(),),
         )
         return [*(row for row in placed if row[0] not in marked), *marked.items()]
+
+    def rename(self, directories: Iterable[int], name: bytes, new: bytes) -> None:
+        """Let those directories that are marked as one agent's be another's. In a transaction."""
+        self._executemany(
+            "UPDATE xattr SET value = ? WHERE inode = ? AND name = ? AND value = ?",
+            ((new, directory, AGENT_ATTRIBUTE, name) for directory in directories),
+        )
+
+    def adopt(self, directory: int, parent: int, name: bytes) -> None:
+        """Make a directory an agent's, who is not paused. In a transaction."""
+        if parent == self.directory():
+            self._xattrs.remove(directory, AGENT_ATTRIBUTE)  # its place says so, and its name
+        else:
+            self._xattrs.set(directory, AGENT_ATTRIBUTE, name)
+        self._xattrs.remove(directory, STATE_ATTRIBUTE)
 
     def files(self, directories: Sequence[int]) -> Iterable[AgentFile]:
         """All regular files below some directories that are agents', by each of their names.
@@ -69,8 +89,8 @@ class Agents:
             "SELECT value, value FROM json_each(?1) UNION ALL"
             " SELECT agent, dentry.inode FROM below JOIN dentry ON dentry.parent = below.id"
             " WHERE dentry.parent IS NOT ?2 AND NOT EXISTS"
-            f" (SELECT 1 FROM xattr WHERE xattr.inode = dentry.inode AND {_IS_MARKED}))"
-            " SELECT agent, inode.id, size, content, atime, mtime"
+            f" (SELECT 1 FROM xattr WHERE xattr.inode = dentry.inode AND {IS_AGENT}))"
+            " SELECT agent, inode.id, size, content, parent, atime, mtime"
             f" FROM below JOIN inode ON inode.id = below.id WHERE {_TYPE} = {_REGULAR}",
             (json.dumps(list(directories)), self.directory()),
         )

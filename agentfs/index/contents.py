@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from agentfs.index.connection import IndexConnection
 from agentfs.index.runs import pack_runs, unpack_runs
-from agentfs.model import Location, NewBlock, SegmentUse, StoredBlock, StoredChunk
+from agentfs.model import Kind, Location, NewBlock, SegmentUse, StoredBlock, StoredChunk
 
 FIRST_CHUNK_ID = 2
 """0 and 1 mean holes in a recipe."""
@@ -122,6 +122,31 @@ class Contents:
         row = self._execute("SELECT size FROM content WHERE id = ?", (content,)).fetchone()
         return row[0] if row is not None else 0
 
+    def kind(self, content: int) -> Kind:
+        """What its bytes look like."""
+        row = self._execute("SELECT kind FROM content WHERE id = ?", (content,)).fetchone()
+        return Kind(row[0] or 0) if row is not None else Kind.OTHER
+
+    def cost(self, content: int) -> tuple[float, float]:
+        """(bytes on disk that one file of this content accounts for, share that is compacted).
+
+        What a chunk takes is divided among the recipes it stands in and the files that name
+        them, so the sum over all files is what live data takes. Some 3 us a chunk.
+        """
+        row = self._execute("SELECT recipe, refs FROM content WHERE id = ?", (content,)).fetchone()
+        stored, whole, packed = 0.0, 0, 0
+        for chunk in chunk_ids(row[0]) if row is not None else ():
+            share = self._execute(
+                "SELECT length, 1.0 * length / chunk.refs * stored / raw, packed"
+                " FROM chunk JOIN block ON block.id = chunk.block WHERE chunk.id = ?",
+                (chunk,),
+            ).fetchone()
+            if share is not None:
+                whole += share[0]
+                stored += share[1]
+                packed += share[0] if share[2] else 0
+        return (stored / row[1], packed / whole) if whole else (0.0, 0.0)
+
     def recipes_after(self, content: int, limit: int) -> list[tuple[int, bytes]]:
         """(id, recipe) of the next *limit* contents after that id which files name."""
         return self._execute(
@@ -129,10 +154,11 @@ class Contents:
             (content, limit),
         ).fetchall()
 
-    def add(self, digest: bytes, size: int, recipe: bytes) -> int:
+    def add(self, digest: bytes, size: int, recipe: bytes, kind: Kind = Kind.OTHER) -> int:
         """A new content with one reference, its first inode's; counts one for each chunk in it."""
         cursor = self._execute(
-            "INSERT INTO content VALUES (NULL, ?, ?, ?, 1)", (digest, size, recipe)
+            "INSERT INTO content VALUES (NULL, ?, ?, ?, 1, ?)",
+            (digest, size, recipe, kind or None),
         )
         self._executemany(
             "UPDATE chunk SET refs = refs + 1 WHERE id = ?",

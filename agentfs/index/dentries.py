@@ -79,6 +79,13 @@ class Dentries:
         """(parent, name) of every name of an inode; reads all names there are."""
         return self._execute("SELECT parent, name FROM dentry WHERE inode = ?", (inode,)).fetchall()
 
+    def means(self, parent: int, name: bytes, inode: int) -> bool:
+        """Whether a name leads to that inode."""
+        row = self._execute(
+            "SELECT inode FROM dentry WHERE parent = ? AND name = ?", (parent, name)
+        ).fetchone()
+        return row is not None and row[0] == inode
+
     def name_in(self, parent: int, inode: int) -> bytes | None:
         """A name that a directory has for an inode; reads its names up to there."""
         row = self._execute(

@@ -286,9 +286,9 @@ _TABLES = (
     ),
     _Table(
         "content",
-        "SELECT id, substr(digest, 1, 8), size, recipe FROM content ORDER BY id",
-        (_steps(0), _blobs(1), _numbers(2), _recipes(3)),
-        lambda row: (row[0], row[1] + _REST_UNKNOWN, *row[2:], 0),
+        "SELECT id, substr(digest, 1, 8), size, recipe, kind FROM content ORDER BY id",
+        (_steps(0), _blobs(1), _numbers(2), _recipes(3), _later(_nullable(_steps(4)))),
+        lambda row: (row[0], row[1] + _REST_UNKNOWN, row[2], row[3], 0, row[4]),
         blobs=(1, 3),
     ),
     _Table(

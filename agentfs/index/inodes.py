@@ -129,7 +129,8 @@ class Inodes:
     def drop_links(self, inode_ids: Iterable[int]) -> None:
         """A name of each is gone; a directory has one only."""
         self._executemany(
-            "UPDATE inode SET nlink = iif((mode & 61440) = 16384, 0, nlink - 1) WHERE id = ?",
+            "UPDATE inode SET nlink = iif((mode & 61440) = 16384, 0, nlink - 1),"
+            " parent = iif((mode & 61440) = 16384 OR nlink > 1, parent, NULL) WHERE id = ?",
             ((inode_id,) for inode_id in inode_ids),
         )
 

@@ -116,7 +116,7 @@ def _mend_names(index: Index) -> Iterator[str]:
 def _set_parents(index: Index) -> None:
     index.execute(
         "UPDATE inode SET parent = dentry.parent FROM dentry WHERE dentry.inode = inode.id"
-        f" AND {_DIRECTORY} AND inode.parent IS NOT dentry.parent"
+        " AND inode.parent IS NOT dentry.parent"
     )
 
 
@@ -127,7 +127,8 @@ def _mend_contents(index: Index) -> Iterator[str]:
         " AND content NOT IN (SELECT id FROM content) GROUP BY content"
     ).fetchall():
         execute(
-            "INSERT INTO content VALUES (?, ?, ?, x'', 0)", (content, UNKNOWN_CONTENT_DIGEST, size)
+            "INSERT INTO content VALUES (?, ?, ?, x'', 0, NULL)",
+            (content, UNKNOWN_CONTENT_DIGEST, size),
         )
         index.contents.condemn(content)
         yield f"content {content} is lost: {size} bytes"

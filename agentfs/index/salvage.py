@@ -34,7 +34,7 @@ _KEYS = {
 _PLACE = {table: len(columns) for table, columns in _KEYS.items()}
 """How many of the first columns are the key."""
 
-_COLUMNS_ADDED_TO = {"block": 8}
+_COLUMNS_ADDED_TO = {"block": 8, "content": 6}
 """How many columns a table has by now that had fewer: an index is mended before it is migrated."""
 
 _NUMBER_MAX = (1 << 63) - 1

@@ -17,7 +17,7 @@ import time
 from sqlite_utils import Database, Migrations
 
 from agentfs.index.runs import list_chunks
-from agentfs.model import ROOT_INODE
+from agentfs.model import AGENT_ATTRIBUTE, ROOT_INODE
 
 APPLICATION_ID = 0x61676673
 """`agfs` in ASCII; tells file(1) and us that a database is one of ours."""
@@ -43,6 +43,9 @@ def says_checked(header: bytes) -> bool:
         return False
     return _USER_VERSION.unpack_from(header) == (CHECKED, APPLICATION_ID)
 
+
+IS_AGENT = f"name = x'{AGENT_ATTRIBUTE.hex()}'"
+"""Of rows of xattr: they name the agent whose directory the inode is."""
 
 migrations = Migrations("agentfs")
 
@@ -82,6 +85,13 @@ def packing(db: Database) -> None:
     list_chunks(db.execute)
 
 
+@migrations()
+def kinds(db: Database) -> None:
+    """What contents are, directories of agents, and where files lie."""
+    for statement in _KINDS:
+        db.execute(statement)
+
+
 _FIRST = (
     """CREATE TABLE setting (
         name TEXT PRIMARY KEY,
@@ -101,7 +111,7 @@ _FIRST = (
         holes INTEGER,              -- bytes of size that are holes; NULL: none
         rdev INTEGER,               -- device files only
         target BLOB,                -- symbolic links only
-        parent INTEGER              -- what holds a directory; where an unnamed file was opened
+        parent INTEGER              -- of a name it has, or has had; NULL: it has lost its last
     )""",
     "CREATE INDEX inode_unlinked ON inode (id) WHERE nlink = 0",
     """CREATE TABLE dentry (
@@ -173,5 +183,13 @@ _PACKING = (
         packed INTEGER""",
 )
 
-STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS, *_PACKING)
+_KINDS = (
+    """ALTER TABLE content ADD COLUMN   -- what its bytes look like: model.Kind; NULL: nothing known
+        kind INTEGER""",
+    f"CREATE INDEX xattr_agent ON xattr (inode) WHERE {IS_AGENT}",
+    "UPDATE inode SET parent = dentry.parent FROM dentry"
+    " WHERE dentry.inode = inode.id AND inode.parent IS NULL",
+)
+
+STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS, *_PACKING, *_KINDS)
 """What makes all tables and indexes, in order."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from agentfs.index.connection import IndexConnection
+
+CAPABILITY: Final = b"security.capability"
 
 
 class Xattrs:
@@ -14,11 +17,17 @@ class Xattrs:
         self._execute = index.execute
         self._executemany = index.executemany
         self.any = index.execute("SELECT 1 FROM xattr LIMIT 1").fetchone() is not None
-        """Whether any inode has any. The kernel asks for a capability before the first write of
-        every file and most stores never hold one."""
+        """Whether any inode has any."""
+        self.any_capability = self.any and self._has_capability()
+        """Whether any has had capabilities. The kernel asks for them before the first write of
+        every file, and most stores never hold one."""
+
+    def _has_capability(self) -> bool:
+        row = self._execute("SELECT 1 FROM xattr WHERE name = ? LIMIT 1", (CAPABILITY,)).fetchone()
+        return row is not None
 
     def get(self, inode: int, name: bytes) -> bytes | None:
-        if not self.any:
+        if not self.any or (name == CAPABILITY and not self.any_capability):
             return None
         row = self._execute(
             "SELECT value FROM xattr WHERE inode = ? AND name = ?", (inode, name)
@@ -27,6 +36,7 @@ class Xattrs:
 
     def set(self, inode: int, name: bytes, value: bytes) -> None:
         self.any = True
+        self.any_capability = self.any_capability or name == CAPABILITY
         self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
 
     def names(self, inode: int) -> list[bytes]:
@@ -35,7 +45,7 @@ class Xattrs:
 
     def remove(self, inode: int, name: bytes) -> bool:
         """True when there was one."""
-        if not self.any:
+        if not self.any or (name == CAPABILITY and not self.any_capability):
             return False
         cursor = self._execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name))
         return cursor.rowcount > 0

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentfs.config import Hot, MountConfig, Profile, Seal, Store
+from agentfs.config import MountConfig, profile_of
 
 PACKET_BYTES = 64 * 1024
 _DESCRIPTORS_MAX = 32
@@ -68,12 +68,9 @@ def config_of(message: dict[str, Any]) -> MountConfig:
 
     :raises TypeError: it is of another version
     """
-    profile = dict(message["profile"])
-    parts = {"seal": Seal, "store": Store, "hot": Hot}
-    profile |= {name: part(**profile[name]) for name, part in parts.items()}
     values = dict(message) | {
         "store": Path(message["store"]),
         "mountpoint": Path(message["mountpoint"]),
-        "profile": Profile(**profile),
+        "profile": profile_of(message["profile"]),
     }
     return MountConfig(**values)

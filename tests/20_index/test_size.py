@@ -10,7 +10,7 @@ from pathlib import Path
 from agentfs.chunks.digest import CHUNK_DIGEST_BYTES
 from agentfs.chunks.recipe import encode
 from agentfs.index import Index
-from agentfs.model import ROOT_INODE, Inode, NewBlock
+from agentfs.model import ROOT_INODE, Inode, Kind, NewBlock
 
 COUNT = 10_000
 FILE_BYTES_MAX = 250
@@ -60,16 +60,18 @@ def add_files(index: Index, chunks: list[int]) -> None:
                 index.inodes.insert(an_inode(directory, stat.S_IFDIR | 0o755, rng, ROOT_INODE))
                 index.dentries.insert(ROOT_INODE, agents_name(COUNT + number), directory)
             size = rng.randrange(200, 6000)
-            content = index.contents.add(digest(COUNT + number), size, encode([(chunk, size)]))
-            inode = an_inode(index.inodes.allocate(), stat.S_IFREG | 0o644, rng)
+            recipe, kind = encode([(chunk, size)]), Kind(number % len(Kind))
+            content = index.contents.add(digest(COUNT + number), size, recipe, kind)
+            inode = an_inode(index.inodes.allocate(), stat.S_IFREG | 0o644, rng, directory)
             index.inodes.insert(inode)
             index.inodes.set_content(inode.id, content, size, None)
             index.dentries.insert(directory, agents_name(number), inode.id)
 
 
-def an_inode(number: int, mode: int, rng: random.Random, parent: int | None = None) -> Inode:
+def an_inode(number: int, mode: int, rng: random.Random, parent: int) -> Inode:
     times = [NOW_NS + rng.randrange(10**15) for _ in range(3)]
-    return Inode(number, mode, 1000, 1000, 2 if parent else 1, 0, *times, parent=parent)
+    links = 2 if stat.S_ISDIR(mode) else 1
+    return Inode(number, mode, 1000, 1000, links, 0, *times, parent=parent)
 
 
 def test_a_chunk_costs_at_most_75_bytes_indexes_included(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_a_copy_of_a_file_costs_less_than_a_new_one(tmp_path: Path) -> None:
     rng = random.Random(3)
     with index.transaction:
         for number, content in enumerate(contents):
-            inode = an_inode(index.inodes.allocate(), stat.S_IFREG | 0o644, rng)
+            inode = an_inode(index.inodes.allocate(), stat.S_IFREG | 0o644, rng, ROOT_INODE)
             index.inodes.insert(inode)
             index.contents.reference(content)
             index.inodes.set_content(inode.id, content, 1, None)

@@ -8,6 +8,7 @@ import pytest
 
 from agentfs.filesystem import agents as agents_module
 from agentfs.model import AgentUse
+from fakes.recount import miscounts
 from fakes.volumes import Shell
 
 PROMPT = os.urandom(300_000)
@@ -120,3 +121,79 @@ async def test_a_store_without_agents_has_none(shell: Shell) -> None:
     assert await uses(shell) == {}
     await shell.write("/agents", b"a file of that name")
     assert await uses(shell) == {}
+
+
+def chunks(shell: Shell) -> int:
+    (count,) = shell.volume.index.execute("SELECT count(*) FROM chunk").fetchone()
+    return int(count)
+
+
+async def test_a_spawned_agent_has_all_of_its_template_and_owns_nothing(shell: Shell) -> None:
+    await two_agents(shell)
+    shell.set_xattr("/agents/one", b"user.agentfs.state", b"paused")
+    shell.set_xattr("/agents/one", b"user.agentfs.importance", b"80")
+    before = chunks(shell)
+    await shell.spawn("/agents/one", "/agents/new", "new")
+    await shell.sync()
+    assert chunks(shell) == before
+    found = await uses(shell)
+    new = found["new"]
+    assert (new.logical_bytes, new.shared_bytes, new.exclusive_bytes) == (305_000, 305_000, 0)
+    assert (new.state, new.importance) == ("active", 80), "it begins to work"
+    assert found["one"].state == "paused"
+    assert not miscounts(shell.volume.index)
+
+
+async def test_a_spawned_agent_is_itself_wherever_its_template_says_who_it_is(shell: Shell) -> None:
+    for path in ("/work", "/work/one", "/work/one/notes", "/work/one/guest"):
+        shell.mkdir(path)
+    shell.set_xattr("/work/one", b"user.agentfs.agent", b"one")
+    shell.set_xattr("/work/one/notes", b"user.agentfs.agent", b"one")
+    shell.set_xattr("/work/one/guest", b"user.agentfs.agent", b"guest")
+    await shell.write("/work/one/notes/x", b"x")
+    await shell.spawn("/work/one", "/work/new", "new")
+    assert shell.describe("/work/new", "agent") == "new"
+    assert shell.describe("/work/new/notes/x", "agent") == "new"
+    assert shell.describe("/work/new/guest", "agent") == "guest"
+    assert shell.describe("/work/one/notes/x", "agent") == "one"
+    shell.mkdir("/agents")
+    await shell.spawn("/work/one", "/agents/other", "other")
+    assert shell.describe("/agents/other/notes/x", "agent") == "other"
+    shell.rename("/agents/other", "/agents/renamed")
+    assert shell.describe("/agents/renamed", "agent") == "renamed"
+
+
+async def test_a_plain_directory_becomes_an_agent_when_one_is_spawned_of_it(shell: Shell) -> None:
+    shell.mkdir("/template")
+    await shell.write("/template/prompt", b"x")
+    await shell.spawn("/template", "/first", "first")
+    assert shell.describe("/first/prompt", "agent") == "first"
+    with pytest.raises(OSError, match="no such attribute"):
+        shell.describe("/template/prompt", "agent")
+
+
+async def test_what_is_set_of_an_agent_is_set_of_all_its_directories(shell: Shell) -> None:
+    await two_agents(shell)
+    shell.mkdir("/more")
+    shell.set_xattr("/more", b"user.agentfs.agent", b"one")
+    agents = shell.volume.agents
+    directories = agents.directories(b"one")
+    assert len(directories) == 2
+    agents.set(directories, "state", "paused")
+    agents.set(directories, "importance", "7")
+    use = (await uses(shell))["one"]
+    assert (use.state, use.importance) == ("paused", 7)
+    assert shell.describe("/more", "state") == "paused"
+    agents.set(directories, "state", None)
+    assert (await uses(shell))["one"].state == "active"
+    with pytest.raises(OSError, match="not with that value"):
+        agents.set(directories, "importance", "200")
+
+
+async def test_reading_is_use_though_access_times_are_seldom_kept(shell: Shell) -> None:
+    await two_agents(shell)
+    before = (await uses(shell))["one"].last_used_ns
+    assert await shell.read("/agents/one/own.md")
+    between = (await uses(shell))["one"].last_used_ns
+    assert await shell.read("/agents/one/own.md")
+    assert before < between < (await uses(shell))["one"].last_used_ns

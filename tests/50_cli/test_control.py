@@ -131,6 +131,16 @@ async def test_a_bug_in_a_handler_leaves_the_server_running(
     assert "Traceback" in caplog.text
 
 
+async def test_rows_may_be_more_than_a_line_holds(tmp_path: Path) -> None:
+    rows = [{"number": number, "text": "x" * 1000} for number in range(1000)]
+
+    async def list_all(_args: dict[str, Any], _progress: server.ProgressFn) -> dict[str, Any]:
+        return {"rows": rows, "more": False}
+
+    async with serving(tmp_path, list=list_all):
+        assert await in_thread(client.call, tmp_path, "list") == {"rows": rows, "more": False}
+
+
 async def test_an_answer_that_is_too_long_is_an_error(tmp_path: Path) -> None:
     async with serving(tmp_path):
         with pytest.raises(AgentfsError, match="longer than 64 KiB"):

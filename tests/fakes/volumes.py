@@ -124,6 +124,11 @@ class Shell:
     def is_same(self, one: str, other: str) -> bool:
         return self.inode(one).id == self.inode(other).id
 
+    def describe(self, path: str, what: str) -> str:
+        """An attribute of ours, as programs get it."""
+        name = b"user.agentfs." + what.encode()
+        return self.volume.describer.attribute(self.inode(path), name).decode()
+
     def set_xattr(self, path: str, name: bytes, value: bytes) -> None:
         self.volume.namespace.set_xattr(self.inode(path).id, name, value)
 
@@ -324,6 +329,9 @@ class Shell:
         return await self.volume.clone(
             os.fsencode(source), os.fsencode(target), replaces=replaces, progress=quiet
         )
+
+    async def spawn(self, template: str, target: str, name: str) -> Cloned:
+        return await self.volume.spawn(os.fsencode(template), os.fsencode(target), name.encode())
 
     async def compact(self) -> dict[str, int]:
         return await self.volume.compact(quiet)
