@@ -119,6 +119,50 @@ class Kinds:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiers:
+    """How long what stays where. The weights of policy/placement.py, in doublings."""
+
+    cool_s: float = _key(300.0, 0.0, 31_536_000.0)
+    """A conversation that was used once leaves tmpfs after so long (seconds)."""
+
+    cold_s: float = _key(3600.0, 0.0, 31_536_000.0)
+    """The same: it is cold after so long (seconds)."""
+
+    idle_s: float = _key(900.0, 0.0, 31_536_000.0)
+    """An agent is idle that used no file for so long (seconds)."""
+
+    half_life_s: float = _key(300.0, 1.0, 31_536_000.0)
+    """After which an open counts half as much (seconds)."""
+
+    system_prompt: float = _key(4.0, -64.0, 64.0)
+    """Weight of the kind."""
+
+    tool_definition: float = _key(3.0, -64.0, 64.0)
+    """Weight of the kind."""
+
+    conversation: float = _key(0.0, -64.0, 64.0)
+    """Weight of the kind."""
+
+    tool_result: float = _key(-2.0, -64.0, 64.0)
+    """Weight of the kind."""
+
+    other: float = _key(0.0, -64.0, 64.0)
+    """Weight of files that are of no kind."""
+
+    idle: float = _key(-4.0, -64.0, 64.0)
+    """Weight of an idle agent's files, an active one's being 0."""
+
+    paused: float = _key(-6.0, -64.0, 64.0)
+    """Weight of a paused agent's files."""
+
+    importance: float = _key(2.0, 0.0, 64.0)
+    """Weight of an importance of 100; 0 weighs as much less, 50 nothing."""
+
+    sharing: float = _key(1.0, 0.0, 64.0)
+    """Weight of each doubling of the files that have a content."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A whole mount profile; `Profile("default")` has every key at its default."""
 
@@ -127,6 +171,7 @@ class Profile:
     store: Store = field(default_factory=Store)
     hot: Hot = field(default_factory=Hot)
     kinds: Kinds = field(default_factory=Kinds)
+    tiers: Tiers = field(default_factory=Tiers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +188,12 @@ class MountConfig:
     """Let other users in (the kernel checks modes). Root's mounts set it."""
 
 
-_SECTIONS: dict[str, type[Seal] | type[Store] | type[Hot] | type[Kinds]] = {
+_SECTIONS: dict[str, type[Seal | Store | Hot | Kinds | Tiers]] = {
     "seal": Seal,
     "store": Store,
     "hot": Hot,
     "kinds": Kinds,
+    "tiers": Tiers,
 }
 _KNOWN_KEYS = [
     f"{section}.{key.name}" for section, of in _SECTIONS.items() for key in dataclasses.fields(of)

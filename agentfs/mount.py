@@ -184,6 +184,7 @@ class _Mount:
                     "agents": self._agents,
                     "agent": self._agent,
                     "spawn": self._spawn,
+                    "warm": self._warm,
                     "restart": self._restart,
                     "fsck": self._fsck,
                     "stop": self._stop,
@@ -336,6 +337,18 @@ class _Mount:
             raise NoSuchPath(f"{self._config.mountpoint}{path} is not there") from error
         return {"rows": [dataclasses.asdict(row) for row in rows]}
 
+    async def _warm(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        path = args.get("path")
+        if not isinstance(path, str):
+            raise UsageError("bad request: warm takes a path")
+        try:
+            warmed = await self._volume.warm(
+                os.fsencode(path), functools.partial(progress, "warming")
+            )
+        except OSError as error:
+            raise NoSuchPath(f"{self._config.mountpoint}{path} is not there") from error
+        return dataclasses.asdict(warmed)
+
     async def _agents(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         return {"rows": [dataclasses.asdict(use) for use in await self._volume.agents.uses()]}
 
@@ -351,6 +364,7 @@ class _Mount:
         with _naming_a_full_disk(self._config.store):
             for attribute, value in change.items():
                 agents.set(directories, attribute, value)
+        self._volume.files.judge_anew()
         return {"directories": [os.fsdecode(agents.path(one)) for one in directories]}
 
     async def _spawn(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:

@@ -127,6 +127,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_agent_actions(add("agent", "agents", "pause, resume or weigh an agent, or spawn one"))
 
+    for name, summary in (
+        ("pin", "keep a file, or all below a directory, uncompressed on tmpfs"),
+        ("unpin", "let go of what was pinned"),
+        ("warm", "bring a file, or all below a directory, to tmpfs now"),
+    ):
+        add(name, "tiers", summary).add_argument("path", metavar="PATH", help="in an agentfs mount")
+
     for name, module, summary in (
         ("umount", "mounting", "seal everything, unmount and wait until the store is free"),
         ("sync", "maintenance", "seal all files now and wait until they are on disk"),

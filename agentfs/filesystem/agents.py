@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from agentfs.filesystem.description import (
     IMPORTANCE_ATTRIBUTE,
     OWN_ATTRIBUTES,
-    PAUSED,
     Describer,
     check,
 )
@@ -29,14 +28,7 @@ from agentfs.index import Index
 from agentfs.index.agents import STATE_ATTRIBUTE, AgentFile
 from agentfs.index.contents import FIRST_CHUNK_ID
 from agentfs.model import AgentUse
-
-ACTIVE = "active"
-IDLE = "idle"
-
-DEFAULT_IMPORTANCE = 50
-
-IDLE_AFTER_S = 900.0
-"""Without a use, after which an agent is idle."""
+from agentfs.policy.placement import ACTIVE, IDLE, PAUSED, USUAL_IMPORTANCE
 
 _SLICE = 128
 """Recipes read at once."""
@@ -70,12 +62,20 @@ class Agents:
     """The agents of one volume."""
 
     def __init__(
-        self, index: Index, table: InodeTable, namespace: Namespace, describer: Describer
+        self,
+        index: Index,
+        table: InodeTable,
+        namespace: Namespace,
+        describer: Describer,
+        *,
+        idle_s: float,
     ) -> None:
+        """:param idle_s: without use, after which an agent is idle"""
         self._index = index
         self._table = table
         self._namespace = namespace
         self._describer = describer
+        self._idle_s = idle_s
         self.resident_digests: Callable[[], Iterable[bytes]] = tuple
         """The contents that lie on tmpfs."""
 
@@ -83,13 +83,13 @@ class Agents:
         """Paused if somebody said so; else by recent use."""
         if any(self._index.xattrs.get(one, STATE_ATTRIBUTE) for one in directories):
             return PAUSED
-        is_recent = time.time_ns() - last_used_ns < IDLE_AFTER_S * 1e9
+        is_recent = time.time_ns() - last_used_ns < self._idle_s * 1e9
         return ACTIVE if is_open or is_recent else IDLE
 
     def importance(self, directories: Sequence[int]) -> int:
         """The highest that is set of any of its directories."""
         values = [self._index.xattrs.get(one, IMPORTANCE_ATTRIBUTE) for one in directories]
-        return max((int(value) for value in values if value), default=DEFAULT_IMPORTANCE)
+        return max((int(value) for value in values if value), default=USUAL_IMPORTANCE)
 
     def directories(self, name: bytes) -> list[int]:
         """What is an agent's; empty: there is none of that name."""

@@ -19,6 +19,7 @@ from agentfs.index import Index
 from agentfs.index.agents import AGENTS_DIRECTORY
 from agentfs.model import AGENT_ATTRIBUTE, KINDS, NAME_BYTES_MAX, ROOT_INODE, Inode, Kind
 from agentfs.policy.kinds import Rules
+from agentfs.policy.placement import IMPORTANCE_MAX, PAUSED
 
 OWN_ATTRIBUTES: Final = b"user.agentfs."
 """Extended attributes that begin so are ours: some are kept, some computed, others refused."""
@@ -26,8 +27,7 @@ OWN_ATTRIBUTES: Final = b"user.agentfs."
 KIND_ATTRIBUTE: Final = OWN_ATTRIBUTES + b"kind"
 IMPORTANCE_ATTRIBUTE: Final = OWN_ATTRIBUTES + b"importance"
 
-PAUSED: Final = "paused"
-IMPORTANCE_MAX: Final = 100
+PIN_ATTRIBUTE: Final = OWN_ATTRIBUTES + b"pin"
 
 _NAMES_KEPT = 16_384
 
@@ -127,25 +127,42 @@ class Describer:
 
     def kind(self, inode: Inode, way: list[Inode], name: bytes) -> Kind:
         """By its own attribute or a directory's, by its path, by what it looks like."""
-        said = self._nearest([*way, inode], KIND_ATTRIBUTE)
+        said = self.nearest([*way, inode], KIND_ATTRIBUTE)
         if said is not None:
-            return KINDS.get(said.decode(errors="replace"), Kind.OTHER)
+            return self.kind_named(said)
         found = self._rules.kind([*self.paths.names(way), name])
         if found is None and inode.content is not None and inode.id not in self._index.loans:
             found = self._index.contents.kind(inode.content)
         return found or Kind.OTHER
 
-    def agent(self, way: list[Inode]) -> bytes | None:
-        """The name of the agent that the last of these directories is, or is in."""
+    @staticmethod
+    def kind_named(said: bytes) -> Kind:
+        """That of an attribute's value."""
+        return KINDS.get(said.decode(errors="replace"), Kind.OTHER)
+
+    def kind_by_path(self, names: list[bytes]) -> Kind | None:
+        """What patterns say; None: nothing."""
+        return self._rules.kind(names)
+
+    def agent_at(self, way: list[Inode]) -> int | None:
+        """Which of these directories makes all below it an agent's; None: none."""
         for place in range(len(way) - 1, -1, -1):
-            name = self._index.xattrs.get(way[place].id, AGENT_ATTRIBUTE)
-            if name is not None:
-                return name
+            if self._index.xattrs.get(way[place].id, AGENT_ATTRIBUTE) is not None:
+                return place
             if place == 2 and self.paths.names(way[1:2]) == [AGENTS_DIRECTORY]:
-                return self.paths.names(way[2:3])[0]
+                return place
         return None
 
-    def _nearest(self, way: Iterable[Inode], attribute: bytes) -> bytes | None:
+    def agent(self, way: list[Inode]) -> bytes | None:
+        """The name of the agent that the last of these directories is, or is in."""
+        place = self.agent_at(way)
+        if place is None:
+            return None
+        said = self._index.xattrs.get(way[place].id, AGENT_ATTRIBUTE)
+        return self.paths.names([way[place]])[0] if said is None else said
+
+    def nearest(self, way: Iterable[Inode], attribute: bytes) -> bytes | None:
+        """What the last of these says that has the attribute."""
         if not self._index.xattrs.any:
             return None
         values = [self._index.xattrs.get(one.id, attribute) for one in way]
@@ -245,6 +262,7 @@ def check(inode: Inode, name: bytes, value: bytes) -> None:
         (what == b"kind" and value.decode(errors="replace") in KINDS)
         or (what == b"agent" and inode.is_directory and is_agent_name(value))
         or (what == b"state" and inode.is_directory and value == PAUSED.encode())
+        or (what == b"pin" and value == b"1")
         or (what == b"importance" and inode.is_directory and is_importance(value))
     )
     if not is_right:

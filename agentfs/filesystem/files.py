@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,9 @@ _COPIED_AT_ONCE = 64 << 20
 
 _COPIED_BY_LOOP = 8 << 20
 """By one that keeps the event loop busy."""
+
+_WARMED_BYTES = 8 << 20
+"""Read at once."""
 
 _BRIEF_BYTES = 1 << 20
 """Moved or looked through within 100 us: a thread would cost as much."""
@@ -168,7 +172,7 @@ class Files:
 
     def release(self, handle: Handle) -> None:
         file = handle.file
-        self._table.note_use(file)
+        self._note_use(file)
         file.handles -= 1
         file.writers -= handle.is_writer
         if handle.is_writer:
@@ -176,6 +180,27 @@ class Files:
             if not file.writers:
                 self.unstage_if_sealed(file)
         self._table.released(file)
+
+    def room_to_warm(self) -> float:
+        """How many bytes can be warm at once."""
+        return math.inf
+
+    async def warm(self, inode: Inode, name: bytes) -> bool:
+        """Bring a sealed file's bytes as near as may be; False: there is no room, or they are lost.
+
+        Here that is the page cache of the segments.
+        """
+        assert inode.content is not None, "it is sealed"
+        for offset in range(0, inode.size, _WARMED_BYTES):
+            await self._contents.read(inode.content, offset, _WARMED_BYTES)
+        return True
+
+    def _note_use(self, file: LiveFile) -> None:
+        """A program has closed it."""
+        self._table.note_use(file)
+
+    def judge_anew(self) -> None:
+        """Attributes have changed that say what files are to agents."""
 
     def unstage_if_sealed(self, file: LiveFile) -> None:
         """Drop the staged copy of a file that is sealed and that nobody writes."""

@@ -4,23 +4,43 @@ An image is named by its digest and never changes. The kernel reads it for every
 inode that is attached to it, so all who map it share its pages. Images are made
 by decompressing, or kept when a staged file is sealed, which costs a rename.
 Together with staged files they stay within the budget of the tmpfs; to make room,
-the images that have served least go first, never one that a program has open.
+the images that are worth least go first (`policy.placement`), never one that a program
+has open or that is pinned. Those that have cooled go without that.
+
+What an image is worth is the score of its content, and what a byte of it is worth beside
+those of others. All heats decay alike, so one number says it for as long as nothing else
+changes: the score as if all uses were at the start of the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import trio
 
 from agentfs.filesystem.contents import BytesLost, ContentReader
 from agentfs.filesystem.livefile import LiveFile
+from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.staging import StagedFile, Staging
+from agentfs.filesystem.turns import Turns
+from agentfs.model import Inode, Kind
+from agentfs.policy.placement import (
+    USUAL_IMPORTANCE,
+    Facts,
+    decayed,
+    is_kept,
+    score,
+    tier,
+    worth_of_bytes,
+)
 
 _LARGEST_SHARE = 0.5
 """Of the budget; a larger content is served from the store, not made resident."""
@@ -33,6 +53,21 @@ _IMAGES_MAX = 16_384
 
 _OPENED_KEPT = 65_536
 """Digests of small contents that have been opened once, in 8 MB."""
+
+_PLACES_KEPT = 8
+"""Of an image: the directories through which it was last opened are those that matter."""
+
+_PAST_KEPT = 65_536
+"""In 10 MB."""
+
+_ROUND_S = 5.0
+"""From one judging of all images to the next, if the first is done by then."""
+
+_JUDGED = 512
+"""Images judged in one go, 50 us each, with turns for others."""
+
+_ENTRIES_MAX = 4096
+"""Beside four for each image, in the order of images: with more it is made anew."""
 
 _INCOMPLETE = ".tmp"
 
@@ -87,16 +122,38 @@ class Relay(Protocol):
 class Image:
     """One resident content."""
 
-    __slots__ = ("backing", "digest", "is_frozen", "path", "priority", "size", "users", "uses")
+    __slots__ = (
+        "backing",
+        "content",
+        "digest",
+        "facts",
+        "heat",
+        "is_frozen",
+        "is_pinned",
+        "path",
+        "places",
+        "priority",
+        "size",
+        "used_at",
+        "users",
+    )
 
     def __init__(self, digest: bytes, path: str, backing: int, size: int) -> None:
         self.digest = digest
+        self.content: int | None = None
+        """Its id, when it was made."""
         self.path = path
         self.backing = backing
         self.size = size
         self.users: dict[int, LiveFile] = {}
         """Files attached to it, by nodeid."""
-        self.uses = 0
+        self.places: dict[int, tuple[int, bytes]] = {}
+        """(inode, name) by directory, of files it was last opened through."""
+        self.facts = Facts(Kind.OTHER, None, USUAL_IMPORTANCE, 1)
+        self.is_pinned = False
+        self.heat = 0.0
+        """At the time of *used_at*."""
+        self.used_at = 0.0
         self.priority = 0.0
         self.is_frozen = False
         """Staged copies may be the same file: it never becomes one that is written."""
@@ -114,15 +171,27 @@ class Image:
 class Images:
     """The resident images of one mount."""
 
-    def __init__(self, staging: Staging, reader: ContentReader, relay: Relay) -> None:
+    def __init__(
+        self, staging: Staging, reader: ContentReader, relay: Relay, placement: Placement
+    ) -> None:
         self._staging = staging
+        self._placement = placement
         self._reader = reader
         self._relay = relay
         self._directory = staging.image_directory()
         self._images: dict[bytes, Image] = {}
         self._made: dict[bytes, trio.Event] = {}
         self._opened: dict[bytes, None] = {}
-        self._clock = 0.0
+        self._past: dict[bytes | int, tuple[float, float]] = {}
+        """(heat, when) of contents that were resident, by digest, and of files, by inode."""
+        self._order: list[tuple[float, int, Image]] = []
+        """A heap of (priority, number, image), an entry for each time an image was ranked; the
+        latest of an image counts."""
+        self._ranked = 0
+        self._round: list[Image] = []
+        """Images to be judged anew."""
+        self._next_round = 0.0
+        self.clock: Callable[[], float] = time.monotonic
         self._in_small_pages: list[Image] = []
         staging.make_room = self.make_room
 
@@ -151,14 +220,15 @@ class Images:
             digest = bytes.fromhex(path.name)
             image = self._add(digest, str(path), backings[identity], status.st_size)
             image.is_frozen = not status.st_mode & stat.S_IWUSR
+            self._touch(image)
             kept[identity] = image
         return kept
 
-    async def get(self, content: int) -> Image | None:
+    async def get(self, content: int, *, is_wanted: bool = False) -> Image | None:
         """The image of a content, made if need be; None: it is not to be resident, or cannot be.
 
-        A small content becomes resident when it is opened for the second time: what reads
-        everything once, as a backup does, leaves no images behind.
+        A small content becomes resident when it is opened for the second time, unless it
+        *is_wanted*: what reads everything once, as a backup does, leaves no images behind.
 
         :raises ContentDamaged: the digest differs
         """
@@ -169,7 +239,8 @@ class Images:
             if made is not None:
                 await made.wait()
                 continue
-            if recipe.size < _SCANNED_BYTES and not self._was_opened(digest):
+            is_scanned = recipe.size < _SCANNED_BYTES and not self._was_opened(digest)
+            if is_scanned and not is_wanted:
                 return None
             if self._is_too_large(recipe.size):
                 return None
@@ -210,11 +281,13 @@ class Images:
             raise
         finally:
             os.close(fd)
-        self._add(digest, path, backing, size)
+        image = self._add(digest, path, backing, size)
+        image.content = content
+        image.heat, image.used_at = self._past.pop(digest, (0.0, 0.0))
+        self._touch(image)
 
     def _add(self, digest: bytes, path: str, backing: int, size: int) -> Image:
         image = Image(digest, path, backing, size)
-        image.priority = self._clock
         self._images[digest] = image
         if len(self._images) > _IMAGES_MAX:
             self._thin_out()
@@ -226,7 +299,9 @@ class Images:
         """The image of a content, if there is one."""
         return self._images.get(self._reader.recipe(content).digest)
 
-    def adopt(self, content: int, staged: StagedFile, backing: int, size: int) -> Image | None:
+    def adopt(
+        self, content: int, staged: StagedFile, backing: int, size: int, inode_id: int
+    ) -> Image | None:
         """Make a sealed file's staged copy the image of its content.
 
         None: there is one already, or there is to be none.
@@ -243,6 +318,9 @@ class Images:
         self._staging.count_images(size)
         image = self._add(digest, path, backing, size)
         image.is_frozen = staged.is_frozen
+        image.content = content
+        image.heat, image.used_at = self._past.pop(inode_id, (0.0, 0.0))
+        self._touch(image)
         return image
 
     async def collapse(self) -> None:
@@ -259,6 +337,7 @@ class Images:
 
     def give_up(self, image: Image, inode_id: int) -> StagedFile:
         """Turn an image that has one user back into that user's staged file."""
+        self._remember(inode_id, image)
         del self._images[image.digest]
         staged = self._staging.accept(inode_id, image.path)
         self._staging.count_images(-image.size)
@@ -269,15 +348,84 @@ class Images:
         """Note that a file is being attached to it."""
         image.users[file.nodeid] = file
         file.image = image
-        image.uses += 1
-        # Greedy dual: what is made again in proportion to its size is worth its frequency.
-        image.priority = self._clock + image.uses
+        self.note_place(image, file.inode, file.name[1])
+
+    def note_place(self, image: Image, inode: Inode, name: bytes) -> None:
+        """Note where a file lies that has the content."""
+        if inode.parent is not None:
+            if image.places.pop(inode.parent, None) is None:
+                self._round.append(image)  # to be judged soon; not now, when a program waits
+            image.places[inode.parent] = (inode.id, name)
+            if len(image.places) > _PLACES_KEPT:
+                del image.places[next(iter(image.places))]
+
+    def opened(self, image: Image) -> None:
+        """A program has had it open."""
+        self._touch(image)
+
+    def _touch(self, image: Image) -> None:
+        now = self.clock()
+        image.heat = 1.0 + self._heat(image, now)
+        image.used_at = now
+        self._rank(image)
+
+    def _heat(self, image: Image, now: float) -> float:
+        return decayed(image.heat, now - image.used_at, self._placement.weights)
+
+    def _rank(self, image: Image) -> None:
+        weights = self._placement.weights
+        standing = score(replace(image.facts, heat=image.heat), weights)
+        since_start = image.used_at / weights.half_life_s
+        image.priority = standing + worth_of_bytes(image.size) + since_start
+        self._ranked += 1
+        if len(self._order) > _ENTRIES_MAX + 4 * len(self._images):
+            images = enumerate(self._images.values(), start=self._ranked)
+            self._order = [(one.priority, -number, one) for number, one in images]
+            heapq.heapify(self._order)
+        heapq.heappush(self._order, (image.priority, self._ranked, image))
+
+    def _judge(self, image: Image) -> None:
+        """Look at what the content is to agents by now."""
+        image.facts, image.is_pinned = self._placement.facts(image.content, image.places)
+        if is_kept(image.facts):
+            now = self.clock()
+            image.heat, image.used_at = max(self._heat(image, now), 1.0), now
+        self._rank(image)
+
+    def _remember(self, key: bytes | int, image: Image) -> None:
+        """Keep how hot something was, for when it comes back."""
+        self._past.pop(key, None)
+        self._past[key] = (image.heat, image.used_at)
+        if len(self._past) > _PAST_KEPT:
+            del self._past[next(iter(self._past))]
+
+    def judge_anew(self) -> None:
+        """Attributes have changed: what was found holds no more."""
+        self._placement.forget()
+        self._next_round = 0.0
+
+    async def cool(self) -> None:
+        """Judge images anew, in rounds, and drop those that have cooled."""
+        now = self.clock()
+        if not self._round and now >= self._next_round:
+            self._next_round = now + _ROUND_S
+            await self._placement.note_open_files()
+            self._round = list(self._images.values())
+        self._placement.note_uses()
+        turns = Turns()
+        for image in [self._round.pop() for _ in range(min(len(self._round), _JUDGED))]:
+            if self._images.get(image.digest) is image:
+                self._judge(image)
+                age_s = now - image.used_at
+                is_hot = tier(image.facts, age_s, self._placement.weights) == "hot"
+                if not is_hot and not image.is_pinned:
+                    self._drop(image)
+            await turns.give()
 
     def _thin_out(self) -> None:
         ordered = sorted(self._images.values(), key=lambda image: image.priority)
         for image in ordered[: _IMAGES_MAX // 8]:
-            if self._drop(image):
-                self._clock = max(self._clock, image.priority)
+            self._drop(image)
 
     def leave(self, file: LiveFile) -> bool:
         """Detach a file from its image; False, and nothing changed, while it is open.
@@ -293,18 +441,26 @@ class Images:
 
     def make_room(self, wanted: int) -> bool:
         """Drop images that nobody has open until *wanted* bytes fit; False if they cannot."""
-        budget = self._staging.budget_bytes
-        for image in sorted(self._images.values(), key=lambda image: image.priority):
-            if self._staging.used_bytes + wanted <= budget:
-                break
-            if self._drop(image):
-                self._clock = image.priority
-        return self._staging.used_bytes + wanted <= budget
+        left = self._staging.budget_bytes - wanted
+        kept = []
+        while self._staging.used_bytes > left and self._order:
+            entry = heapq.heappop(self._order)
+            priority, _, image = entry
+            if self._images.get(image.digest) is not image or image.priority != priority:
+                continue  # it is gone, or there is a later entry for it
+            if not self._drop(image):
+                kept.append(entry)
+        for entry in kept:
+            heapq.heappush(self._order, entry)
+        return self._staging.used_bytes <= left
 
     def _drop(self, image: Image) -> bool:
+        if image.is_pinned:
+            return False
         for file in list(image.users.values()):
             if not self.leave(file):
                 return False
+        self._remember(image.digest, image)
         del self._images[image.digest]
         self._relay.unregister(image.backing)
         os.unlink(image.path)

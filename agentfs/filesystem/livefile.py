@@ -338,6 +338,7 @@ class InodeTable:
         """Remember that somebody has used a file: times of access are seldom recorded."""
         parent = live.inode.parent
         if parent is not None:
+            self.used_ns.pop(parent, None)  # the latest comes last
             self.used_ns[parent] = time.time_ns()
             if len(self.used_ns) > _USES_KEPT:
                 del self.used_ns[next(iter(self.used_ns))]

@@ -31,6 +31,7 @@ from agentfs.filesystem.files import DAY_NS, Files, Handle, needs_atime
 from agentfs.filesystem.images import Image, Images, Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
 from agentfs.filesystem.namespace import Namespace
+from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import copy_range
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
@@ -48,10 +49,11 @@ class PassthroughFiles(Files):
         staging: Staging,
         contents: ContentReader,
         relay: Relay,
+        placement: Placement,
     ) -> None:
         super().__init__(index, table, namespace, staging, contents)
         self._relay = relay
-        self.images = Images(staging, contents, relay)
+        self.images = Images(staging, contents, relay, placement)
         table.watch(
             relay.opens,
             self._changed,
@@ -334,12 +336,32 @@ class PassthroughFiles(Files):
             self.unstage_if_sealed(file)
             self._table.released(file)
 
+    def room_to_warm(self) -> float:
+        staged_bytes = self._staging.used_bytes - self._staging.image_bytes
+        return self._staging.budget_bytes - staged_bytes
+
+    async def warm(self, inode: Inode, name: bytes) -> bool:
+        assert inode.content is not None, "it is sealed"
+        image = await self.images.get(inode.content, is_wanted=True)
+        if image is not None:
+            self.images.note_place(image, inode, name)
+        return image is not None
+
+    def _note_use(self, file: LiveFile) -> None:
+        super()._note_use(file)
+        if file.image is not None:
+            self.images.opened(file.image)
+
+    def judge_anew(self) -> None:
+        self.images.judge_anew()
+
     async def tidy(self) -> None:
         for file in list(self._table.files()):
             if file.writers and file.is_passed_through and file.staged is not None:
                 file.refresh()
                 self._recount(file, file.staged)
         self.images.make_room(0)
+        await self.images.cool()
         await self.images.collapse()
 
     def attributes_set(self, file: LiveFile) -> None:
@@ -394,7 +416,7 @@ class PassthroughFiles(Files):
         """The last descriptor of an inode has gone that the relay knows of."""
         file = self._table.live_at(nodeid)
         if file is not None:
-            self._table.note_use(file)
+            self._note_use(file)
         if file is not None and not file.handles:
             self.unstage_if_sealed(file)
             self._table.released(file)
@@ -414,7 +436,9 @@ class PassthroughFiles(Files):
 
     def _keep_as_image(self, file: LiveFile, staged: StagedFile, backing: int) -> bool:
         assert file.inode.content is not None
-        image = self.images.adopt(file.inode.content, staged, backing, file.inode.size)
+        image = self.images.adopt(
+            file.inode.content, staged, backing, file.inode.size, file.inode.id
+        )
         if image is None:
             return False
         file.staged = None

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from agentfs.filesystem.images import Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.passthrough import PassthroughFiles
+from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import holes_in
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import store_totals
@@ -41,6 +43,7 @@ from agentfs.filesystem.staging import (
 )
 from agentfs.filesystem.turns import Turns
 from agentfs.index import Index
+from agentfs.model import Inode
 from agentfs.policy.kinds import rules_of
 from agentfs.policy.sealing import due, packing_order
 
@@ -60,7 +63,21 @@ _COPY_SHARE = 0.01
 _SNAPSHOT = "snapshot"
 _SNAPSHOT_ATTEMPTS = 10
 
+_NAMES = 128
+"""Of a directory, read at once."""
+
 Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Warmed:
+    """What `Volume.warm` did."""
+
+    files: int = 0
+    bytes: int = 0
+    left_files: int = 0
+    """Of these: too large, or there was no room."""
+    left_bytes: int = 0
 
 
 class Volume:
@@ -107,7 +124,24 @@ class Volume:
         gate = Gate()
         reader = ContentReader(self.index, self._store)
         parts = (self.index, self.table, self.namespace, self.staging, reader)
-        self.files = Files(*parts) if relay is None else PassthroughFiles(*parts, relay)
+        self.describer = Describer(
+            self.index,
+            self.table,
+            self.namespace,
+            rules_of(profile.kinds),
+            is_resident=lambda content: self.files.is_resident(content),
+        )
+        self.placement = Placement(self.index, self.table, self.describer, profile.tiers)
+        self.files = (
+            Files(*parts) if relay is None else PassthroughFiles(*parts, relay, self.placement)
+        )
+        self.agents = Agents(
+            self.index,
+            self.table,
+            self.namespace,
+            self.describer,
+            idle_s=profile.tiers.idle_s,
+        )
         self.sealer = Sealer(
             self.index,
             self._store,
@@ -139,14 +173,6 @@ class Volume:
         self.cloner = Cloner(
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
-        self.describer = Describer(
-            self.index,
-            self.table,
-            self.namespace,
-            rules_of(profile.kinds),
-            is_resident=self.files.is_resident,
-        )
-        self.agents = Agents(self.index, self.table, self.namespace, self.describer)
         self.agents.resident_digests = self.files.resident_digests
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
@@ -413,6 +439,53 @@ class Volume:
             progress=lambda done, total: None,
             agent=(known_as, name),
         )
+
+    async def warm(self, path: bytes, progress: Progress) -> Warmed:
+        """Bring the bytes of a file, or of all files below a directory, as near as may be.
+
+        Not more than fits on tmpfs. See `Files.warm`.
+
+        :param progress: called with (files looked at, 0)
+        :raises OSError: ENOENT or ENOTDIR
+        """
+        warmed, room = Warmed(), self.files.room_to_warm()
+        async for inode, name in self._files_below(path):
+            live = self.table.live(inode.id)
+            is_staged = live is not None and live.staged is not None
+            warmed.files += 1
+            warmed.bytes += inode.size
+            if inode.content is not None and not is_staged:
+                room -= inode.size
+                if room < 0 or not await self._try_to_warm(inode, name):
+                    warmed.left_files += 1
+                    warmed.left_bytes += inode.size
+            progress(warmed.files, 0)
+        return warmed
+
+    async def _try_to_warm(self, inode: Inode, name: bytes) -> bool:
+        try:
+            return await self.files.warm(inode, name)
+        except (KeyError, OSError) as error:
+            log.warning("cannot warm inode %d: %s", inode.id, error)
+            return False
+
+    async def _files_below(self, path: bytes) -> AsyncIterator[tuple[Inode, bytes]]:
+        """Regular files with their names; what changes meanwhile may be among them or not."""
+        top, turns = self.namespace.walk(path)[-1], Turns()
+        if top.is_regular:
+            yield top, path.rpartition(b"/")[2]
+        pending = [top.id] if top.is_directory else []
+        while pending:
+            directory, after = pending.pop(), b""
+            while rows := self.namespace.rows_after(directory, after, _NAMES):
+                after = rows[-1][-1]
+                for row in rows:
+                    inode = self.namespace.inode_of(row)
+                    if inode.is_directory:
+                        pending.append(inode.id)
+                    elif inode.is_regular:
+                        yield inode, row[-1]
+                    await turns.give()
 
     async def listing(self, path: bytes) -> list[Described]:
         """What `agentfs ls` shows of a file, or of what is in a directory.

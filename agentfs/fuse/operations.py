@@ -251,6 +251,8 @@ class Operations(pyfuse3.Operations):
         if name.startswith(OWN_ATTRIBUTES):
             check(self._table.get(nodeid), name, value)
         self._names.set_xattr(inode_id, name, value)
+        if name.startswith(OWN_ATTRIBUTES):
+            self._files.judge_anew()
 
     @answers
     def listxattr(self, nodeid: int, ctx: RequestContext) -> list[bytes]:
@@ -260,6 +262,8 @@ class Operations(pyfuse3.Operations):
     def removexattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> None:
         try:
             self._names.remove_xattr(self._table.inode_id(nodeid), name)
+            if name.startswith(OWN_ATTRIBUTES):
+                self._files.judge_anew()
         except OSError as error:
             self._resent.forgive(error, errno.ENODATA, nodeid, Opcode.REMOVEXATTR)
 

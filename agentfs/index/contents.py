@@ -122,6 +122,11 @@ class Contents:
         row = self._execute("SELECT size FROM content WHERE id = ?", (content,)).fetchone()
         return row[0] if row is not None else 0
 
+    def references(self, content: int) -> int:
+        """Inodes that name it; 0: there is no such content either."""
+        row = self._execute("SELECT refs FROM content WHERE id = ?", (content,)).fetchone()
+        return row[0] if row is not None else 0
+
     def kind(self, content: int) -> Kind:
         """What its bytes look like."""
         row = self._execute("SELECT kind FROM content WHERE id = ?", (content,)).fetchone()

@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from agentfs.filesystem import agents as agents_module
 from agentfs.model import AgentUse
 from fakes.recount import miscounts
 from fakes.volumes import Shell
@@ -100,7 +99,7 @@ async def test_an_agent_is_active_by_use_idle_by_rest_and_paused_by_word(
 ) -> None:
     await two_agents(shell)
     assert {use.state for use in (await uses(shell)).values()} == {"active"}
-    monkeypatch.setattr(agents_module, "IDLE_AFTER_S", 0.0)
+    monkeypatch.setattr(shell.volume.agents, "_idle_s", 0.0)
     assert {use.state for use in (await uses(shell)).values()} == {"idle"}
     handle = shell.open("/agents/one/own.md")
     assert (await uses(shell))["one"].state == "active"

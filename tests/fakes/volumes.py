@@ -27,6 +27,7 @@ from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.namespace import RENAME_EXCHANGE, AttributeChange, Caller
 from agentfs.filesystem.volume import Volume
 from agentfs.model import ROOT_INODE, Inode
+from fakes.relay import FakeRelay
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -362,9 +363,9 @@ class Machine:
         self.tmpfs.mkdir()
         self.volume: Volume | None = None
 
-    def open(self, settings: Profile | None = None) -> Shell:
+    def open(self, settings: Profile | None = None, *, relay: FakeRelay | None = None) -> Shell:
         assert self.volume is None, "close the one that is open"
-        self.volume = Volume(self.store, settings or profile())
+        self.volume = Volume(self.store, settings or profile(), relay=relay)
         return Shell(self.volume)
 
     def close(self) -> None:

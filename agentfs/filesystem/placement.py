@@ -1,0 +1,166 @@
+"""What the policy needs to know of contents, found where the files that have them lie.
+
+A content is judged by the directories through which it was last opened: their kind, their
+agent, whether that is at work. All of it is looked up now and then, never in a request,
+and kept for some seconds; who opens a file only leaves the number of its directory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+
+from agentfs.config import Tiers
+from agentfs.filesystem.description import (
+    IMPORTANCE_ATTRIBUTE,
+    KIND_ATTRIBUTE,
+    PIN_ATTRIBUTE,
+    Describer,
+)
+from agentfs.filesystem.livefile import InodeTable
+from agentfs.filesystem.turns import Turns
+from agentfs.index import Index
+from agentfs.index.agents import STATE_ATTRIBUTE
+from agentfs.model import Kind
+from agentfs.policy.placement import ACTIVE, IDLE, PAUSED, USUAL_IMPORTANCE, Facts
+
+_KEPT_S = 10.0
+"""How long what was found of a directory holds."""
+
+_DIRECTORIES_KEPT = 16_384
+
+_LIVELINESS = {None: 3, ACTIVE: 2, IDLE: 1, PAUSED: 0}
+"""The most of several states counts; what is no agent's is judged by its use alone."""
+
+
+@dataclass(slots=True)
+class _Directory:
+    """What holds for the files of one directory."""
+
+    until: float
+    names: list[bytes]
+    kind: Kind | None
+    """As an attribute says."""
+    is_pinned: bool
+    agent: bytes | None = None
+    is_paused: bool = False
+    importance: int = USUAL_IMPORTANCE
+
+
+class Placement:
+    """Knows which agents are at work, and what contents are to them."""
+
+    def __init__(
+        self, index: Index, table: InodeTable, describer: Describer, weights: Tiers
+    ) -> None:
+        self._index = index
+        self._table = table
+        self._describer = describer
+        self.weights = weights
+        self._directories: dict[int, _Directory] = {}
+        self._used_ns: dict[bytes, int] = {}
+        """By agent."""
+        self._seen_ns = 0
+
+    def note_uses(self) -> None:
+        """Learn who has closed files since the last call."""
+        seen_ns, self._seen_ns = self._seen_ns, time.time_ns()
+        uses = reversed(self._table.used_ns.items())
+        for directory, used_ns in takewhile(lambda use: use[1] >= seen_ns, uses):
+            self._note(directory, used_ns)
+
+    async def note_open_files(self) -> None:
+        """Learn who has files open: for as long as that, their agents are at work."""
+        turns = Turns()
+        for file in list(self._table.files()):
+            if file.inode.parent is not None and self._table.is_open(file.inode.id):
+                self._note(file.inode.parent, time.time_ns())
+            await turns.give()
+
+    def _note(self, directory: int, used_ns: int) -> None:
+        known = self._known(directory)
+        if known is not None and known.agent is not None:
+            self._used_ns[known.agent] = max(used_ns, self._used_ns.get(known.agent, 0))
+
+    def forget(self) -> None:
+        """Attributes have changed: look everything up anew."""
+        self._directories.clear()
+
+    def _known(self, directory: int) -> _Directory | None:
+        known = self._directories.get(directory)
+        if known is not None and known.until > time.monotonic():
+            return known
+        try:
+            known = self._found(directory)
+        except OSError:
+            return None  # it is gone
+        if len(self._directories) >= _DIRECTORIES_KEPT:
+            self._directories.clear()
+        self._directories[directory] = known
+        return known
+
+    def _found(self, directory: int) -> _Directory:
+        describer, xattrs = self._describer, self._index.xattrs
+        inode = self._table.get(directory)
+        way = [*describer.paths.above(inode), inode]
+        names = describer.paths.names(way)
+        said = describer.nearest(way, KIND_ATTRIBUTE)
+        found = _Directory(
+            time.monotonic() + _KEPT_S,
+            names,
+            describer.kind_named(said) if said is not None else None,
+            describer.nearest(way, PIN_ATTRIBUTE) is not None,
+        )
+        place = describer.agent_at(way)
+        if place is not None:
+            found.agent = describer.agent(way)
+            found.is_paused = xattrs.get(way[place].id, STATE_ATTRIBUTE) is not None
+            importance = xattrs.get(way[place].id, IMPORTANCE_ATTRIBUTE)
+            found.importance = int(importance) if importance else USUAL_IMPORTANCE
+        return found
+
+    def _state(self, known: _Directory) -> str | None:
+        if known.agent is None:
+            return None
+        if known.is_paused:
+            return PAUSED
+        age_s = (time.time_ns() - self._used_ns.get(known.agent, 0)) / 1e9
+        return ACTIVE if age_s < self.weights.idle_s else IDLE
+
+    def facts(
+        self, content: int | None, places: Mapping[int, tuple[int, bytes]]
+    ) -> tuple[Facts, bool]:
+        """What is known of a content, with a heat of 1, and whether it is pinned.
+
+        :param places: (inode, name) by directory, of some of the files that have it
+        """
+        xattrs = self._index.xattrs
+        kinds: list[Kind] = []
+        states: list[str | None] = []
+        importance, is_pinned = 0, False
+        for directory, (inode, name) in places.items():
+            known = self._known(directory)
+            if known is None:
+                continue
+            said = xattrs.get(inode, KIND_ATTRIBUTE)
+            kind = known.kind
+            if said is not None:
+                kind = self._describer.kind_named(said)
+            elif kind is None:
+                kind = self._describer.kind_by_path([*known.names, name])
+            if kind is not None:
+                kinds.append(kind)
+            states.append(self._state(known))
+            importance = max(importance, known.importance)
+            is_pinned = is_pinned or known.is_pinned or bool(xattrs.get(inode, PIN_ATTRIBUTE))
+        if not kinds and content is not None:
+            kinds.append(self._index.contents.kind(content))
+        facts = Facts(
+            max(kinds, key=lambda kind: getattr(self.weights, kind.label), default=Kind.OTHER),
+            max(states, key=_LIVELINESS.__getitem__, default=None),
+            importance if states else USUAL_IMPORTANCE,
+            self._index.contents.references(content) if content is not None else 1,
+        )
+        return facts, is_pinned

@@ -1,0 +1,251 @@
+"""What stays on tmpfs: by kind, agent, use and sharing, and by what people say."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from agentfs.config import Tiers
+from agentfs.filesystem.passthrough import PassthroughFiles
+from agentfs.model import Kind
+from agentfs.policy.placement import Facts, decayed, score, tier, worth_of_bytes
+from fakes.relay import FakeRelay
+from fakes.volumes import Machine, Shell, profile, quiet
+
+WEIGHTS = Tiers()
+USED_ONCE = Facts(Kind.CONVERSATION, "active", 50, 1)
+MINUTE_S = 60.0
+
+IMAGE_BYTES = 400_000
+
+
+# The formula
+
+
+@pytest.mark.parametrize(
+    ("change", "age_s", "expected"),
+    [
+        ({}, 4.9 * MINUTE_S, "hot"),
+        ({}, 5.1 * MINUTE_S, "warm"),
+        ({}, 61 * MINUTE_S, "cold"),
+        ({"kind": Kind.SYSTEM_PROMPT}, 86_400.0, "hot"),
+        ({"kind": Kind.TOOL_DEFINITION}, 86_400.0, "hot"),
+        ({"kind": Kind.SYSTEM_PROMPT, "state": "idle"}, 4 * MINUTE_S, "hot"),
+        ({"kind": Kind.SYSTEM_PROMPT, "state": "idle"}, 6 * MINUTE_S, "warm"),
+        ({"kind": Kind.TOOL_RESULT}, 1.0, "warm"),
+        ({"state": "idle"}, 1.0, "warm"),
+        ({"state": "paused"}, 31 * MINUTE_S, "cold"),
+        ({"sharers": 4}, 14 * MINUTE_S, "hot"),
+        ({"importance": 100}, 14 * MINUTE_S, "hot"),
+        ({"importance": 0}, 1.0, "warm"),
+        ({"state": None}, 4.9 * MINUTE_S, "hot"),
+    ],
+)
+def test_a_tier_follows_from_kind_agent_age_and_sharing(
+    change: dict[str, object], age_s: float, expected: str
+) -> None:
+    assert tier(replace(USED_ONCE, **change), age_s, WEIGHTS) == expected  # type: ignore[arg-type]
+
+
+def test_a_score_counts_in_doublings_of_use() -> None:
+    assert score(USED_ONCE, WEIGHTS) == 0.0
+    assert score(replace(USED_ONCE, heat=8.0), WEIGHTS) == 3.0
+    assert decayed(8.0, 2 * WEIGHTS.half_life_s, WEIGHTS) == 2.0
+    assert score(replace(USED_ONCE, heat=0.0), WEIGHTS) < -400, "and not an error"
+
+
+def test_weights_are_the_profiles() -> None:
+    mine = Tiers(tool_result=9.0, cool_s=10.0)
+    assert tier(replace(USED_ONCE, kind=Kind.TOOL_RESULT), 60.0, mine) == "hot"
+    assert tier(USED_ONCE, 60.0, mine) == "warm"
+
+
+def test_a_byte_of_a_small_content_is_worth_more() -> None:
+    assert worth_of_bytes(64 << 10) > worth_of_bytes(1 << 20) > worth_of_bytes(1 << 30) > 0
+    assert worth_of_bytes(0) > 0
+
+
+# The images of a volume whose kernel does nothing
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Resident:
+    """A volume in relay mode, and what is resident in it."""
+
+    def __init__(self, shell: Shell, relay: FakeRelay) -> None:
+        files = shell.volume.files
+        assert isinstance(files, PassthroughFiles)
+        self.shell, self.relay, self.files = shell, relay, files
+        self.clock = files.images.clock = Clock()
+
+    async def make(self, *paths: str) -> None:
+        """Sealed files of random bytes, none resident; directories as needed."""
+        for path in paths:
+            for end in [place for place, one in enumerate(path) if one == "/" and place]:
+                if not self.shell.exists(path[:end]):
+                    self.shell.mkdir(path[:end])
+            await self.shell.write(path, os.urandom(IMAGE_BYTES))
+        await self.shell.sync()
+
+    async def use(self, path: str) -> None:
+        """Open for reading, as the kernel has it done, and close."""
+        self.clock.now += 0.1
+        inode = self.shell.inode(path)
+        await self.files.prepare(inode, os.O_RDONLY)
+        handle = self.files.open(inode, os.O_RDONLY, is_privileged=True)
+        self.files.release(handle)
+
+    async def pass_(self, seconds: float) -> None:
+        self.clock.now += seconds
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Housekeeping for as long as there is any."""
+        self.files.images._next_round = 0.0
+        for _ in range(3):
+            await self.files.tidy()
+
+    def tiers(self, *paths: str) -> list[str]:
+        return [self.shell.describe(path, "tier") for path in paths]
+
+
+@pytest.fixture
+def resident(machine: Machine) -> Resident:
+    relay = FakeRelay()
+    return Resident(machine.open(profile(budget_bytes=10 * IMAGE_BYTES), relay=relay), relay)
+
+
+async def test_conversations_cool_and_prompts_of_active_agents_stay(resident: Resident) -> None:
+    paths = ("/agents/a/prompts/p", "/agents/a/conversations/c", "/agents/a/tools/t")
+    await resident.make(*paths)
+    for path in paths:
+        await resident.use(path)
+    await resident.pass_(299.0)
+    assert resident.tiers(*paths) == ["hot", "hot", "hot"]
+    await resident.pass_(2)
+    assert resident.tiers(*paths) == ["hot", "warm", "hot"]
+    await resident.pass_(100_000)
+    assert resident.tiers(*paths) == ["hot", "warm", "hot"], "the agent has just used a file"
+
+
+async def test_what_is_open_does_not_cool(resident: Resident) -> None:
+    await resident.make("/c")
+    await resident.use("/c")
+    resident.relay.open_files[resident.shell.inode("/c").id] = 1
+    await resident.pass_(10_000)
+    assert resident.tiers("/c") == ["hot"]
+    resident.relay.open_files.clear()
+    await resident.pass_(1)
+    assert resident.tiers("/c") == ["warm"]
+
+
+async def test_a_paused_agents_files_give_way_first(resident: Resident) -> None:
+    paths = [f"/agents/{name}/conversations/c" for name in "abcdefgh"]
+    await resident.make(*paths, "/new1", "/new2", "/new3")
+    for path in paths:
+        await resident.use(path)
+    agents = resident.shell.volume.agents
+    agents.set(agents.directories(b"e"), "state", "paused")
+    agents.set(agents.directories(b"f"), "importance", "10")
+    agents.set(agents.directories(b"a"), "importance", "90")
+    resident.files.judge_anew()
+    await resident.settle()
+    assert resident.tiers(paths[4]) == ["warm"], "nobody waits for room to take a paused one's"
+    for new in ("/new1", "/new2", "/new3"):
+        await resident.use(new)
+        await resident.use(new)
+    assert resident.tiers("/new1", "/new2", "/new3") == ["hot"] * 3
+    await resident.use(paths[4])
+    assert resident.tiers(paths[5]) == ["warm"], "the least important went"
+    assert resident.tiers(paths[0]) == ["hot"], "the oldest is the most important"
+
+
+async def test_a_scan_of_everything_leaves_what_is_used_often(resident: Resident) -> None:
+    often = [f"/agents/{name}/prompts/p" for name in "abc"]
+    seldom = [f"/dump/{number}" for number in range(20)]
+    await resident.make(*often, *seldom)
+    for _ in range(4):
+        for path in often:
+            await resident.use(path)
+    await resident.settle()
+    for path in seldom:
+        await resident.use(path)
+    assert resident.tiers(*often) == ["hot"] * 3
+    assert resident.shell.volume.staging.used_bytes <= 10 * IMAGE_BYTES
+
+
+async def test_a_conversation_that_grows_stays_as_hot_as_it_was(resident: Resident) -> None:
+    await resident.make("/c")
+    for _ in range(5):
+        await resident.use("/c")
+    images = resident.files.images
+    before = images.find(resident.shell.inode("/c").content or 0)
+    assert before is not None
+    inode = resident.shell.inode("/c")
+    await resident.files.prepare(inode, os.O_RDWR)
+    handle = resident.files.open(inode, os.O_RDWR, is_privileged=True)
+    await resident.files.write(handle, inode.size, b"a turn")
+    resident.files.release(handle)
+    await resident.shell.sync()
+    after = images.find(resident.shell.inode("/c").content or 0)
+    assert after is not None
+    assert after is not before
+    assert after.heat > before.heat
+
+
+async def test_what_is_pinned_stays_and_all_else_makes_room(resident: Resident) -> None:
+    await resident.make("/kept/c", "/other", *[f"/{number}" for number in range(12)])
+    resident.shell.set_xattr("/kept", b"user.agentfs.pin", b"1")
+    for path in ("/kept/c", "/other"):
+        await resident.use(path)
+    await resident.settle()
+    for number in range(12):
+        await resident.use(f"/{number}")
+    assert resident.tiers("/kept/c", "/other") == ["hot", "warm"]
+    await resident.pass_(100_000)
+    assert resident.tiers("/kept/c") == ["hot"]
+    resident.shell.remove_xattr("/kept", b"user.agentfs.pin")
+    resident.files.judge_anew()
+    await resident.pass_(1)
+    assert resident.tiers("/kept/c") == ["warm"]
+
+
+async def test_a_pin_on_a_file_holds_for_that_file(resident: Resident) -> None:
+    await resident.make("/d/a", "/d/b")
+    resident.shell.set_xattr("/d/a", b"user.agentfs.pin", b"1")
+    for path in ("/d/a", "/d/b"):
+        await resident.use(path)
+    await resident.pass_(10_000)
+    assert resident.tiers("/d/a", "/d/b") == ["hot", "warm"]
+
+
+async def test_warming_brings_what_there_is_room_for_and_says_what_not(resident: Resident) -> None:
+    paths = [f"/d/sub/{number:02}" for number in range(12)]
+    await resident.make(*paths)
+    await resident.shell.write("/d/staged", b"x")
+    warmed = await resident.shell.volume.warm(b"/d", quiet)
+    assert (warmed.files, warmed.bytes) == (13, 12 * IMAGE_BYTES + 1)
+    assert (warmed.left_files, warmed.left_bytes) == (3, 3 * IMAGE_BYTES)
+    assert resident.tiers(*paths).count("hot") == 9
+    assert (await resident.shell.volume.warm(paths[0].encode(), quiet)).left_files == 0
+    with pytest.raises(FileNotFoundError):
+        await resident.shell.volume.warm(b"/missing", quiet)
+
+
+async def test_an_agents_hot_bytes_are_its_resident_ones(resident: Resident) -> None:
+    await resident.make("/agents/a/c", "/agents/b/c")
+    await resident.shell.clone("/agents/a/c", "/agents/b/copy")
+    await resident.use("/agents/a/c")
+    hot = {use.name: use.hot_bytes for use in await resident.shell.volume.agents.uses()}
+    assert hot == {"a": IMAGE_BYTES, "b": IMAGE_BYTES}
