@@ -372,11 +372,13 @@ class Images:
     def _heat(self, image: Image, now: float) -> float:
         return decayed(image.heat, now - image.used_at, self._placement.weights)
 
-    def _rank(self, image: Image) -> None:
+    def _priority(self, image: Image) -> float:
         weights = self._placement.weights
         standing = score(replace(image.facts, heat=image.heat), weights)
-        since_start = image.used_at / weights.half_life_s
-        image.priority = standing + worth_of_bytes(image.size) + since_start
+        return standing + worth_of_bytes(image.size) + image.used_at / weights.half_life_s
+
+    def _rank(self, image: Image) -> None:
+        image.priority = self._priority(image)
         self._ranked += 1
         if len(self._order) > _ENTRIES_MAX + 4 * len(self._images):
             images = enumerate(self._images.values(), start=self._ranked)

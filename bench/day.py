@@ -1,0 +1,446 @@
+"""A day in the life of a machine with 200 agents: what is found on tmpfs when it is opened?
+
+Agents of five roles share prompts and tools; each has a conversation of its own that it appends
+a turn to, sometimes a tool result that it reads once, and now and then a fork. Who works when
+follows Zipf's law, in sessions of some turns with idle spells between. Twice a day somebody
+reads all conversations. tmpfs has room for a tenth of what there is.
+
+The files, the store, the staging and the images are the real ones, and so are the times: opening
+a file and reading all of it, as the daemon does that. What is simulated is the kernel, which
+attaches files, and the clock, so that a day takes minutes. Three ways to decide what stays, on the
+same trace:
+
+    policy   as configured: by kind, agent, use, sharing and size
+    lru      what was used last stays; all is made resident when it is opened
+    none     nothing is resident; all of the budget is given to the cache of decompressed blocks
+
+An open is hot if nothing had to be decompressed for it. Segments stay in the page cache.
+
+    python -m bench.day --work DIR
+"""
+
+import argparse
+import bisect
+import collections
+import itertools
+import os
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import trio
+
+from agentfs import config
+from agentfs.filesystem import images, livefile, passthrough, placement
+from agentfs.filesystem.namespace import Caller
+from agentfs.filesystem.volume import Volume
+from agentfs.model import ROOT_INODE
+from bench.common import Results, finish, parser, progress, shown, table
+from bench.conversations import conversations
+from bench.targets import work_directory
+
+KIB = 1 << 10
+ROOT = Caller(0, 0)
+
+ROLES = 5
+TOOLS = 24
+TOOLS_OF_A_ROLE = 8
+TOOLS_OF_A_TURN = 3
+PROMPT_BYTES = 400 * KIB
+RESULT_BYTES = 100 * KIB
+TOOL_BYTES = 130 * KIB
+RESULTS = 3
+"""Of each agent, to begin with."""
+
+BLOCK_CACHE_BYTES = 4 << 20
+TURN_BYTES = 6 * KIB
+TURNS = 12
+"""Of a session, on average."""
+
+TURN_S = 40.0
+RESULT_SHARE = 0.2
+FORK_SHARE = 0.02
+DAY_S = 86_400.0
+SCANS_AT = (0.35, 0.8)
+"""Of the day."""
+
+TICK_S = 5.0
+HOT_BYTES_SHARE = 0.1
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser("day", __doc__)
+    made.add_argument("--agents", type=int, default=200, help="default 200")
+    made.add_argument("--sessions", type=int, default=500, help="in the day (default 500)")
+    made.add_argument("--zipf", type=float, default=1.0, help="exponent (default 1.0)")
+    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--policies", default="policy,lru,none", help="default policy,lru,none")
+    return made
+
+
+# The trace
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """Something an agent does at a moment of the day."""
+
+    at_s: float
+    agent: int
+    action: str
+    """read, append or fork."""
+    path: str
+
+
+def directory(agent: int) -> str:
+    return f"/agents/agent-{agent:03}"
+
+
+def role_tools(rng: random.Random) -> list[list[int]]:
+    return [sorted(rng.sample(range(TOOLS), TOOLS_OF_A_ROLE)) for _ in range(ROLES)]
+
+
+def trace(chosen: argparse.Namespace) -> list[Event]:
+    """All that happens, in order."""
+    rng = random.Random(chosen.seed)
+    tools = role_tools(rng)
+    ranks = list(range(chosen.agents))
+    rng.shuffle(ranks)
+    weights = list(itertools.accumulate(1 / (rank + 1) ** chosen.zipf for rank in ranks))
+    events = []
+    for _ in range(chosen.sessions):
+        agent = bisect.bisect(weights, rng.random() * weights[-1])
+        at_s = rng.random() * DAY_S
+        for _ in range(1 + int(rng.expovariate(1 / (TURNS - 1)))):
+            events += turn(rng, agent, at_s, tools[agent % ROLES])
+            at_s += rng.expovariate(1 / TURN_S)
+    for share in SCANS_AT:
+        for agent in range(chosen.agents):
+            path = f"{directory(agent)}/conversations/0.jsonl"
+            events.append(Event(share * DAY_S + agent * 0.2, agent, "read", path))
+    return sorted(event for event in events if event.at_s < DAY_S)
+
+
+def turn(rng: random.Random, agent: int, at_s: float, tools: list[int]) -> Iterator[Event]:
+    """An agent reads what it needs, and appends what came of it."""
+    base = directory(agent)
+    talk = f"{base}/conversations/0.jsonl"
+    yield Event(at_s, agent, "read", f"{base}/prompts/system.md")
+    for number, tool in enumerate(rng.sample(tools, TOOLS_OF_A_TURN)):
+        yield Event(at_s + 0.1 * (number + 1), agent, "read", f"{base}/tools/{tool:02}.json")
+    yield Event(at_s + 0.5, agent, "read", talk)
+    if rng.random() < RESULT_SHARE:
+        yield Event(at_s + 1.0, agent, "read", f"{base}/results/{rng.randrange(RESULTS)}.txt")
+    if rng.random() < FORK_SHARE:
+        yield Event(at_s + 1.5, agent, "fork", f"{talk}.{at_s:.0f}")
+    yield Event(at_s + 2.0, agent, "append", talk)
+
+
+# The kernel and the clock
+
+
+class Clock:
+    """Stands in for the module `time` where the volume asks what time it is."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def time_ns(self) -> int:
+        return int(self.now * 1e9) + 1_795_000_000 * 10**9
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Kernel:
+    """Attaches files to backing files, and has none open between two events."""
+
+    has_taken_over = False
+    highest_nodeid = 1
+
+    def __init__(self) -> None:
+        self._registered = itertools.count(1)
+
+    def register(self, fd: int) -> int:
+        return next(self._registered)
+
+    def unregister(self, backing_id: int) -> None: ...
+    def attach(self, nodeid: int, backing_id: int, fd: int, **options: Any) -> None: ...
+    def detach(self, nodeid: int) -> bool:
+        return True
+
+    def opens(self, nodeid: int) -> int:
+        return 0
+
+    def attr_changed(self, nodeid: int) -> None: ...
+    def put_attr(self, *attributes: Any) -> None: ...
+    def set_ino(self, nodeid: int, ino: int) -> None: ...
+    def forget_ino(self, nodeid: int) -> None: ...
+    def rows(self) -> list[tuple[int, int, int, int, int, int]]:
+        return []
+
+    def backings(self) -> list[tuple[int, int, int]]:
+        return []
+
+
+class LeastRecentlyUsed(images.Images):
+    """What was used last stays; all is made resident at once, and nothing cools."""
+
+    def _priority(self, image: images.Image) -> float:
+        return image.used_at
+
+    def _was_opened(self, digest: bytes) -> bool:
+        return True
+
+    async def cool(self) -> None: ...
+
+
+class Nothing(images.Images):
+    """Nothing is resident."""
+
+    async def get(self, content: int, *, is_wanted: bool = False) -> images.Image | None:
+        return None
+
+    def adopt(self, *arguments: Any) -> images.Image | None:
+        return None
+
+
+POLICIES: dict[str, type[images.Images]] = {
+    "policy": images.Images,
+    "lru": LeastRecentlyUsed,
+    "none": Nothing,
+}
+
+
+# One policy
+
+
+class Day:
+    """The trace on a volume of its own."""
+
+    def __init__(self, volume: Volume, clock: Clock, chosen: argparse.Namespace) -> None:
+        self.volume = volume
+        self.clock = clock
+        self.chosen = chosen
+        self.texts = conversations(1 << 40, seed=chosen.seed)
+        self.spare = b""
+        self.hot: collections.Counter[str] = collections.Counter()
+        self.ms: dict[str, list[float]] = collections.defaultdict(list)
+        self.tools: dict[int, bytes] = {}
+        self.ticked = clock.now
+
+    def text(self, size: int) -> bytes:
+        """New bytes, like those that agents write."""
+        while len(self.spare) < size:
+            self.spare += next(self.texts)
+        taken, self.spare = self.spare[:size], self.spare[size:]
+        return taken
+
+    def decompressed(self) -> int:
+        """Blocks, so far."""
+        return int(self.volume._store.stats()["cache_misses"])
+
+    def place(self, path: str) -> tuple[int, bytes]:
+        """The directory, made if need be, and the name."""
+        parent = ROOT_INODE
+        *above, name = os.fsencode(path).strip(b"/").split(b"/")
+        for one in above:
+            found = self.volume.namespace.lookup(parent, one)
+            if found is None:
+                found = self.volume.namespace.create(parent, one, 0o040755, ROOT)
+            parent = found.id
+        return parent, name
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Append to a file, made if need be."""
+        parent, name = self.place(path)
+        files, names = self.volume.files, self.volume.namespace
+        inode = names.lookup(parent, name) or names.create(parent, name, 0o100644, ROOT)
+        await files.prepare(inode, os.O_WRONLY)
+        handle = files.open(inode, os.O_WRONLY, is_privileged=True)
+        handle.file.name = (parent, name)
+        await files.write(handle, inode.size, data)
+        files.release(handle)
+
+    async def read(self, path: str, kind: str) -> None:
+        """Open a file, read all of it, close it; measured."""
+        files, inode = self.volume.files, self.volume.namespace.walk(os.fsencode(path))[-1]
+        before, start = self.decompressed(), perf_counter()
+        await files.prepare(inode, os.O_RDONLY)
+        handle = files.open(inode, os.O_RDONLY, is_privileged=True)
+        image = handle.file.image
+        if image is not None and handle.file.staged is None:
+            with image.opened() as fd:
+                os.pread(fd, image.size, 0)
+        else:
+            await files.read(handle, 0, inode.size)
+        self.ms[kind].append((perf_counter() - start) * 1e3)
+        files.release(handle)
+        self.hot[kind] += self.decompressed() == before
+
+    async def prepare(self, sizes: list[int]) -> None:
+        """Make all agents' files, sealed, none of them hot."""
+        rng = random.Random(self.chosen.seed)
+        for role, tools in enumerate(role_tools(rng)):
+            await self.write(f"/roles/{role}/prompts/system.md", self.text(PROMPT_BYTES))
+            for tool in tools:
+                await self.write(f"/roles/{role}/tools/{tool:02}.json", self.tool_text(tool))
+        await self.settle()
+        self.place("/agents/x")
+        for agent, size in enumerate(sizes):
+            role, base = f"/roles/{agent % ROLES}", directory(agent)
+            await self.volume.clone(
+                role.encode(), base.encode(), replaces=False, progress=lambda done, total: None
+            )
+            await self.write(f"{base}/conversations/0.jsonl", self.text(size))
+            for number in range(RESULTS):
+                await self.write(f"{base}/results/{number}.txt", self.text(RESULT_BYTES))
+            if agent % 10 == 0:
+                await self.settle()
+        await self.settle()
+        files = self.volume.files
+        assert isinstance(files, passthrough.PassthroughFiles)
+        files.images.make_room(self.volume.staging.budget_bytes)
+
+    def tool_text(self, tool: int) -> bytes:
+        """The same for every role that has it."""
+        if tool not in self.tools:
+            self.tools[tool] = self.text(TOOL_BYTES)
+        return self.tools[tool]
+
+    async def settle(self) -> None:
+        """Seal what was written; housekeeping."""
+        staged = [file for file in self.volume.table.staged_files() if file.is_dirty]
+        await self.volume.sealer.seal(staged, wait=True)
+        await self.volume.files.tidy()
+        self.volume.index.checkpoint_if_due()
+
+    async def live(self, sizes: list[int]) -> None:
+        """The whole day, with housekeeping for who waits for room."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.make_room)
+            await self.prepare(sizes)
+            await self.run(trace(self.chosen))
+            nursery.cancel_scope.cancel()
+
+    async def make_room(self) -> None:
+        staging = self.volume.staging
+        while True:
+            await staging.is_wanted.wait()
+            staging.is_wanted = trio.Event()
+            await self.settle()
+            staging.was_made.set()
+            staging.was_made = trio.Event()
+
+    async def run(self, events: list[Event]) -> None:
+        begin = self.ticked = self.clock.now
+        with progress() as shown_:
+            for event in shown_.track(events):
+                at = begin + event.at_s
+                while at - self.ticked >= TICK_S:  # of a long pause the last ticks will do
+                    self.ticked = max(self.ticked + TICK_S, at - 4 * TICK_S)
+                    self.clock.now = self.ticked
+                    await self.settle()
+                self.clock.now = at
+                await self.do(event)
+
+    async def do(self, event: Event) -> None:
+        if event.action == "read":
+            await self.read(event.path, event.path.split("/")[3])
+        elif event.action == "append":
+            await self.write(event.path, self.text(TURN_BYTES))
+        else:
+            source = f"{directory(event.agent)}/conversations/0.jsonl"
+            await self.volume.clone(
+                source.encode(),
+                event.path.encode(),
+                replaces=True,
+                progress=lambda done, total: None,
+            )
+
+
+def measure_one(name: str, work: Path, chosen: argparse.Namespace) -> Results:
+    """The whole day with one way to decide."""
+    rng = random.Random(chosen.seed + 1)
+    sizes = [min(int(rng.lognormvariate(13.2, 0.8)), 4 << 20) for _ in range(chosen.agents)]
+    whole = sum(sizes) + ROLES * PROMPT_BYTES + TOOLS * TOOL_BYTES
+    whole += chosen.agents * RESULTS * RESULT_BYTES
+    budget = int(whole * HOT_BYTES_SHARE)
+    profile = config.load_profile("default")
+    blocks = budget if name == "none" else BLOCK_CACHE_BYTES
+    profile = replace(
+        profile,
+        hot=config.Hot(bytes=max(budget, 1 << 20)),
+        store=replace(profile.store, cache_bytes=blocks),
+    )
+    clock = Clock()
+    livefile.time = placement.time = clock  # type: ignore[attr-defined]
+    passthrough.Images = POLICIES[name]  # type: ignore[misc]
+    with tempfile.TemporaryDirectory(dir=work) as directory_:
+        volume = Volume(Path(directory_), profile, relay=Kernel())
+        try:
+            files = volume.files
+            assert isinstance(files, passthrough.PassthroughFiles)
+            files.images.clock = clock.monotonic
+            day = Day(volume, clock, chosen)
+            trio.run(day.live, sizes)
+        finally:
+            volume.close()
+    ms = [one for those in day.ms.values() for one in those]
+    return {
+        "whole_mib": whole / 2**20,
+        "budget_mib": budget / 2**20,
+        "opens": len(ms),
+        "hot": sum(day.hot.values()) / len(ms),
+        "median_ms": statistics.median(ms),
+        "p99_ms": statistics.quantiles(ms, n=100)[98],
+        "mean_ms": statistics.fmean(ms),
+        **{f"hot {kind}": day.hot[kind] / len(day.ms[kind]) for kind in sorted(day.ms)},
+    }
+
+
+def measure(chosen: argparse.Namespace) -> Results:
+    """Every policy, one after the other."""
+    with work_directory(chosen) as work:
+        return {name: measure_one(name, work, chosen) for name in chosen.policies.split(",")}
+
+
+def show(results: Results) -> None:
+    """Figures down, policies across."""
+    first = next(iter(results.values()))
+    table(
+        f"A day of {first['opens']:,} opens, {first['budget_mib']:.0f} of {first['whole_mib']:.0f}"
+        " MiB on tmpfs; ms to open and read all",
+        ["", *results],
+        [
+            [
+                key,
+                *(
+                    shown(one[key] * (100 if "hot" in key else 1), 3 if "ms" in key else 1)
+                    for one in results.values()
+                ),
+            ]
+            for key in first
+            if key not in ("opens", "whole_mib", "budget_mib")
+        ],
+    )
+
+
+def main() -> int:
+    """Measure, show, write."""
+    chosen = arguments().parse_args()
+    results = measure(chosen)
+    show(results)
+    finish("day", chosen, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
