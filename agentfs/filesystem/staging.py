@@ -138,18 +138,23 @@ def unmount_orphans() -> None:
     To be called alone.
     """
     for path in OWN_TMPFS.iterdir():
-        names = set(os.listdir(path))
-        if _OWNER in names:
-            owner = Path(os.fsdecode((path / _OWNER).read_bytes()))
-            if not _is_gone(owner):
-                continue
-            if names - _NOT_STAGED:
-                log.warning("%s has staged files of %s, which is not there", path, owner)
-                continue
-            log.info("the store of %s is gone: unmounted", path)
-        elif names:
-            continue
-        unmount(path)
+        with contextlib.suppress(FileNotFoundError):  # somebody else took it away
+            if _is_orphan(path):
+                unmount(path)
+
+
+def _is_orphan(path: Path) -> bool:
+    names = set(os.listdir(path))
+    if _OWNER not in names:
+        return not names
+    owner = Path(os.fsdecode((path / _OWNER).read_bytes()))
+    if not _is_gone(owner):
+        return False
+    if names - _NOT_STAGED:
+        log.warning("%s has staged files of %s, which is not there", path, owner)
+        return False
+    log.info("the store of %s is gone: unmounted", path)
+    return True
 
 
 def _is_gone(store: Path) -> bool:

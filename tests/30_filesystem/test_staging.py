@@ -418,3 +418,20 @@ def test_what_was_copied_before_the_disk_was_full_counts(
     finally:
         os.close(source)
         os.close(target)
+
+
+def test_what_somebody_else_takes_away_meanwhile_keeps_no_store_from_mounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "another"):
+        (tmp_path / name).mkdir()
+    unmount = staging.unmount
+
+    def unmount_as_second(path: Path) -> None:
+        path.rmdir()
+        unmount(path)
+
+    monkeypatch.setattr(staging, "OWN_TMPFS", tmp_path)
+    monkeypatch.setattr(staging, "unmount", unmount_as_second)
+    staging.unmount_orphans()
+    assert not list(tmp_path.iterdir())
