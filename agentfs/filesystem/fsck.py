@@ -24,7 +24,7 @@ from agentfs.index import (
     ChunkLost,
     Index,
     Unreadable,
-    commits_lost,
+    commits_behind_end,
     damaged_pages,
 )
 from agentfs.index.audit import findings, paths_of, segment_findings
@@ -126,7 +126,7 @@ class Report:
 
 def lost_to_a_kill(store: Path) -> int:
     """Changes that damage to the log has taken from a daemon that was killed. It is not mounted."""
-    return commits_lost(store / INDEX_NAME) if was_used_in_this_boot(store) else 0
+    return commits_behind_end(store / INDEX_NAME) if was_used_in_this_boot(store) else 0
 
 
 def check(store: Path, progress: Progress, *, index_directory: Path | None = None) -> Report:

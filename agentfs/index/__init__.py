@@ -10,7 +10,7 @@ from agentfs.index.connection import (
     INDEX_NAME,
     IndexConnection,
     Unreadable,
-    commits_lost,
+    commits_behind_end,
     damaged_pages,
     disk_error,
 )
@@ -26,7 +26,7 @@ __all__ = [
     "ChunkLost",
     "Index",
     "Unreadable",
-    "commits_lost",
+    "commits_behind_end",
     "damaged_pages",
     "disk_error",
 ]

@@ -104,7 +104,7 @@ def damaged_pages(path: Path) -> list[int]:
     return found
 
 
-def commits_lost(path: Path) -> int:
+def commits_behind_end(path: Path) -> int:
     """Transactions in a database's log behind a damaged entry, where SQLite takes it to end.
 
     After a kill that is damage. After a power cut it need not be: entries that were not flushed
@@ -114,7 +114,7 @@ def commits_lost(path: Path) -> int:
         return 0
     try:
         with open(path.with_name(f"{path.name}-wal"), "rb") as log:
-            return _pages.commits_lost(log.fileno())
+            return _pages.commits_behind_end(log.fileno())
     except OSError:
         return 0  # there is no log, or SQLite will find that it cannot be read
 
@@ -172,7 +172,7 @@ class IndexConnection:
         if read_only and not self.path.exists():
             raise StoreUnusable(f"{store} is not an agentfs store: it has no {INDEX_NAME}")
         self._copy: TemporaryDirectory[str] | None = None
-        self.commits_passed_over = 0 if read_only else commits_lost(self.path)
+        self.commits_passed_over = 0 if read_only else commits_behind_end(self.path)
         """Transactions that were in the log behind what SQLite took for its end."""
         self.connection = self._look() if read_only else self._open()
         self.execute = self.connection.execute

@@ -113,7 +113,7 @@ static ssize_t read_fully(int fd, uint8_t *into, size_t size, off_t offset)
     return (ssize_t)done;
 }
 
-int log_commits_lost(int fd, size_t *lost)
+int log_commits_behind_end(int fd, size_t *lost)
 {
     uint8_t frames[FRAMES_AT_ONCE * FRAME_BYTES];
     struct scan scan;

@@ -34,6 +34,6 @@ bool log_frame_follows(const uint8_t before[LOG_CHECKSUM_BYTES],
  * 0 whenever a process was killed. It is 0 as well, though the last transaction is lost, if the
  * damage is in the last frame or in the checksum of the one before. Returns 0 or an errno.
  */
-int log_commits_lost(int fd, size_t *lost);
+int log_commits_behind_end(int fd, size_t *lost);
 
 #endif

@@ -64,12 +64,12 @@ static PyObject *module_damaged(PyObject *module, PyObject *arguments)
     return found;
 }
 
-PyDoc_STRVAR(commits_lost_doc,
-             "commits_lost(fd, /)\n--\n\n"
+PyDoc_STRVAR(commits_behind_end_doc,
+             "commits_behind_end(fd, /)\n--\n\n"
              "How many transactions a write-ahead log holds behind a damaged entry, where SQLite "
              "takes it to end.\nOSError: it cannot be read.");
 
-static PyObject *module_commits_lost(PyObject *module, PyObject *argument)
+static PyObject *module_commits_behind_end(PyObject *module, PyObject *argument)
 {
     size_t lost;
     int result;
@@ -80,7 +80,7 @@ static PyObject *module_commits_lost(PyObject *module, PyObject *argument)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
         ;
-        result = log_commits_lost(fd, &lost);
+        result = log_commits_behind_end(fd, &lost);
     Py_END_ALLOW_THREADS;
     if (result != 0) {
         errno = result;
@@ -92,7 +92,7 @@ static PyObject *module_commits_lost(PyObject *module, PyObject *argument)
 static PyMethodDef module_methods[] = {
     {"register_vfs", module_register, METH_O, register_doc},
     {"damaged", module_damaged, METH_VARARGS, damaged_doc},
-    {"commits_lost", module_commits_lost, METH_O, commits_lost_doc},
+    {"commits_behind_end", module_commits_behind_end, METH_O, commits_behind_end_doc},
     {0},
 };
 

@@ -202,7 +202,7 @@ static size_t lost_in(const uint8_t *log, size_t size)
     write_file(name, log, size);
     int fd = open(name, O_RDONLY);
     CHECK(fd >= 0);
-    CHECK(log_commits_lost(fd, &lost) == 0);
+    CHECK(log_commits_behind_end(fd, &lost) == 0);
     CHECK(close(fd) == 0);
     return lost;
 }
