@@ -19,13 +19,13 @@ from bench.common import Results, add_targets, benchmark, cases_table, parser
 from bench.targets import one_by_one
 
 SIZES = (0, 64 << 10, 1 << 20, 16 << 20)
-CALLERS = (1, 4, 16)
+CALLERS = (1, 8, 64)
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     made = parser("fsync", __doc__)
-    add_targets(made, "ext4,agentfs")
+    add_targets(made, "ext4,agentfs,agentfs-plain")
     made.add_argument("--calls", type=int, default=40, help="of each caller (default 40)")
     return made
 
