@@ -98,7 +98,7 @@ class PathTaken(AgentfsError):
 
 
 class NotPermitted(AgentfsError):
-    """You may not read the source or write to the destination's directory."""
+    """You lack a right that this takes."""
 
     exit_code = 16
 
@@ -113,6 +113,30 @@ class DamageFound(AgentfsError):
     """A store is damaged; the report says what, and which files it touches."""
 
     exit_code = 18
+
+
+class MachineUnfit(AgentfsError):
+    """The machine lacks what a mount needs; the report says what."""
+
+    exit_code = 19
+
+
+class SettingRefused(AgentfsError):
+    """A kernel setting is not what it should be; the report says which, and why."""
+
+    exit_code = 20
+
+
+class NothingApplied(AgentfsError):
+    """No kernel setting is there to be restored."""
+
+    exit_code = 21
+
+
+class SettingsUnknown(AgentfsError):
+    """What kernel settings were before cannot be noted, or read."""
+
+    exit_code = 22
 
 
 def error_for(exit_code: int, message: str) -> AgentfsError:

@@ -154,6 +154,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="make a store that is not mounted usable again, and say what is lost",
     )
 
+    add("doctor", "doctor", "check what of this machine matters, and say what to do about it")
+    tune = add("tune", "tune", "show kernel settings that suit agents, set them, or set them back")
+    which = tune.add_mutually_exclusive_group()
+    which.add_argument("--apply", action="store_true", help="set them, noting what they were")
+    which.add_argument("--undo", action="store_true", help="set back what --apply has set")
+
     add("version", "about", "show the version")
     completion = add("completion", "about", "print a script that completes agentfs commands")
     completion.add_argument("shell", choices=("bash", "zsh"), help="the shell to write it for")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -18,14 +17,12 @@ from agentfs.cli.mounts import looks_like_store, mount_at, mounts_of
 from agentfs.config import MIB, MountConfig
 from agentfs.control import lock
 from agentfs.errors import FuseUnavailable, MountpointUnusable, NoSpace, StoreUnusable
+from agentfs.machine.reading import CAP_SYS_ADMIN, FUSE_DEVICE, Machine
 
-FUSE_DEVICE = Path("/dev/fuse")
 MIN_FREE_BYTES = 16 * MIB  # the index, its WAL and the first segment's beginning
 
 # What a daemon leaves behind that ended before it could make an index.
 BEFORE_THE_INDEX = frozenset({"daemon.log", "daemon.log.1", "lock", "control", "segments"})
-
-_CAP_SYS_ADMIN = 21  # bit, from linux/capability.h
 
 
 def check_all(config: MountConfig) -> None:
@@ -97,24 +94,25 @@ def check_mountpoint(mountpoint: Path, store: Path) -> None:
 
 def check_fuse(allow_other: bool) -> None:
     """The machine has FUSE and this process may mount."""
-    if not FUSE_DEVICE.exists():
+    machine = Machine()
+    if not machine.path(FUSE_DEVICE).exists():
         raise FuseUnavailable(
             f"{FUSE_DEVICE} is missing; load it with: modprobe fuse "
             "(in a container: docker run --device /dev/fuse --cap-add SYS_ADMIN)"
         )
-    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+    if not machine.may_use(FUSE_DEVICE):
         raise FuseUnavailable(f"no right to open {FUSE_DEVICE}; as root: chmod 666 {FUSE_DEVICE}")
-    if os.geteuid() == 0:
-        if not _has_capability(_CAP_SYS_ADMIN):
+    if machine.is_root:
+        if not machine.has_capability(CAP_SYS_ADMIN):
             raise FuseUnavailable(
                 "no right to mount: CAP_SYS_ADMIN is missing (docker run --cap-add SYS_ADMIN)"
             )
         return
-    if shutil.which("fusermount3") is None:
+    if machine.program("fusermount3") is None:
         raise FuseUnavailable(
             "fusermount3 is missing; install the Debian package fuse3: apt-get install fuse3"
         )
-    if allow_other and not _users_may_allow_other():
+    if allow_other and not machine.users_may_allow_other:
         raise FuseUnavailable(
             "allow_other is for root only, unless /etc/fuse.conf has a line user_allow_other"
         )
@@ -165,17 +163,3 @@ def _nearest_existing(path: Path) -> Path:
     while not os.path.lexists(path):
         path = path.parent
     return path
-
-
-def _has_capability(bit: int) -> bool:
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective.split()[1], 16) >> bit & 1)
-
-
-def _users_may_allow_other() -> bool:
-    try:
-        lines = Path("/etc/fuse.conf").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    return any(line.strip() == "user_allow_other" for line in lines)

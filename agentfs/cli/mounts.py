@@ -7,41 +7,14 @@ a stat() below a daemon that hangs would hang too.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentfs.config import DEFAULT_MOUNTPOINT, default_store
 from agentfs.errors import NotMounted, UsageError
+from agentfs.machine.mountinfo import Mount, parse_mountinfo
 
-FSTYPE = "fuse.agentfs"
 MOUNTINFO = Path("/proc/self/mountinfo")
-
-_OCTAL = re.compile(rb"\\([0-7]{3})")
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of mountinfo."""
-
-    mountpoint: Path
-    fstype: str
-    source: str
-    """For agentfs the absolute path of the store."""
-    device_minor: int
-    """Names the connection's directory below /sys/fs/fuse/connections."""
-    root: Path = Path("/")
-    """What of the filesystem is mounted: a directory of it, if this is a bind mount."""
-
-    @property
-    def is_agentfs(self) -> bool:
-        """Whether an agentfs daemon made this mount."""
-        return self.fstype == FSTYPE
-
-    @property
-    def store(self) -> Path:
-        """The store behind an agentfs mount."""
-        return Path(self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +28,6 @@ class Target:
 def all_mounts() -> list[Mount]:
     """Return this mount namespace's mounts; of two on one place the upper comes later."""
     return parse_mountinfo(MOUNTINFO.read_bytes())
-
-
-def parse_mountinfo(text: bytes) -> list[Mount]:
-    """Parse the format of proc_pid_mountinfo(5)."""
-    mounts = []
-    for line in text.splitlines():
-        left, _, right = line.partition(b" - ")
-        fields, described = left.split(b" "), right.split(b" ")
-        if len(fields) < 6 or len(described) < 2:
-            continue
-        mounts.append(
-            Mount(
-                mountpoint=Path(_unescape(fields[4])),
-                fstype=_unescape(described[0]),
-                source=_unescape(described[1]),
-                device_minor=int(fields[2].split(b":")[1]),
-                root=Path(_unescape(fields[3])),
-            )
-        )
-    return mounts
 
 
 def mount_at(mountpoint: Path) -> Mount | None:
@@ -150,7 +103,3 @@ def _default_target(mounts: list[Mount]) -> Target:
     raise NotMounted(
         f"no agentfs is mounted and there is no store at {store}; agentfs mount makes both"
     )
-
-
-def _unescape(field: bytes) -> str:
-    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))

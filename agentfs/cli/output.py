@@ -9,10 +9,25 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agentfs.units import duration, size
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
+__all__ = [
+    "answer",
+    "console",
+    "duration",
+    "print_columns",
+    "print_json",
+    "printable",
+    "progress",
+    "size",
+]
+
 PATIENCE_S = 2.0  # what is done sooner needs no progress bar
+MAX_WIDTH = 96
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -29,16 +44,14 @@ def answer(as_json: bool, value: dict[str, Any], text: str) -> int:
     return 0
 
 
-def size(count_bytes: float) -> str:
-    """Return bytes in a binary unit with three digits: 0 B, 9.91 MiB, 1.20 TiB."""
-    if count_bytes < 1024:
-        return f"{count_bytes:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        count_bytes /= 1024
-        if count_bytes < 1023.5 or unit == "TiB":
-            break
-    digits = 2 if count_bytes < 9.995 else 1 if count_bytes < 99.95 else 0
-    return f"{count_bytes:.{digits}f} {unit}"
+def console(*, soft_wrap: bool = False) -> Console:
+    """A console on stdout; without colours or a terminal what it draws stays readable."""
+    from rich.console import Console
+
+    made = Console(highlight=False, soft_wrap=soft_wrap)
+    if not made.is_terminal:
+        made.width = MAX_WIDTH  # a pipe has no width, and rich would guess 80
+    return made
 
 
 def printable(name: str) -> str:
@@ -56,18 +69,6 @@ def print_columns(rows: Iterable[Sequence[str]], right: Collection[int] = ()) ->
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         print("  ".join(cells).rstrip())
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in its two largest units: 4 s, 3 min 20 s, 2 d 5 h."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 @contextlib.contextmanager

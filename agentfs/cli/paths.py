@@ -11,8 +11,9 @@ import errno
 import os
 from pathlib import Path
 
-from agentfs.cli.mounts import Mount, mount_holding
+from agentfs.cli.mounts import mount_holding
 from agentfs.errors import NoSuchPath, NotMounted, NotPermitted
+from agentfs.machine.mountinfo import Mount
 
 
 def resolved(path: str) -> Path:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BAR_CELLS = 24
-MAX_WIDTH = 96
 
 # Every key a reader may count on. What only a daemon knows is None when there is none.
 EMPTY: dict[str, Any] = {
@@ -56,12 +55,8 @@ def gather(target: Target) -> dict[str, Any]:
 
 
 def render(figures: dict[str, Any]) -> None:
-    """Draw the figures for a person; without colours or a terminal it stays readable."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = MAX_WIDTH  # a pipe has no width, and rich would guess 80
+    """Draw the figures for a person."""
+    console = output.console(soft_wrap=True)
     console.print(_headline(figures), markup=False)
     console.print()
     console.print(_bytes_table(figures))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from agentfs.cli import output
-from agentfs.cli.mounts import Mount
 from agentfs.cli.paths import check_rights, located, resolved
 from agentfs.control import client
 from agentfs.errors import NotPermitted, UsageError
+from agentfs.machine.mountinfo import Mount
 
 _PIN = "user.agentfs.pin"
 _INSTEAD = "its files are nowhere but where they are"

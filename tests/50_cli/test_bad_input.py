@@ -24,6 +24,7 @@ from agentfs.errors import (
     StoreUnusable,
     UsageError,
 )
+from fakes.machine import FakeMachine
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -202,61 +203,56 @@ def config(tmp_path: Path, mountpoint: Path) -> MountConfig:
     return MountConfig(tmp_path / "store", mountpoint, Profile("default"), foreground=False)
 
 
-def test_no_fuse_device(
-    config: MountConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checks, "FUSE_DEVICE", tmp_path / "no-fuse")
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    """What the checks look at: a good machine, as root sees it."""
+    fake = FakeMachine(tmp_path / "machine")
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(checks, "Machine", lambda: fake)
+    return fake
+
+
+def test_a_good_machine_passes(machine: FakeMachine) -> None:
+    checks.check_fuse(allow_other=True)
+    machine.as_user()
+    checks.check_fuse(allow_other=True)
+
+
+def test_no_fuse_device(config: MountConfig, machine: FakeMachine) -> None:
+    machine.remove("/dev/fuse")
     with pytest.raises(FuseUnavailable, match="modprobe fuse"):
         checks.check_all(config)
 
 
-def test_no_right_to_open_the_fuse_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = tmp_path / "fuse"
-    device.touch()
-    monkeypatch.setattr(checks, "FUSE_DEVICE", device)
-    monkeypatch.setattr(checks.os, "access", lambda *_: False)
+def test_no_right_to_open_the_fuse_device(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "may_use", lambda _path: False)
     with pytest.raises(FuseUnavailable, match="chmod 666"):
         checks.check_fuse(allow_other=False)
 
 
-@pytest.fixture
-def as_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = tmp_path / "fuse"
-    device.touch()
-    monkeypatch.setattr(checks, "FUSE_DEVICE", device)
-    monkeypatch.setattr(checks.os, "geteuid", lambda: 1000)
-
-
-@pytest.mark.usefixtures("as_user")
-def test_no_fusermount3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.shutil, "which", lambda _name: None)
+def test_no_fusermount3(machine: FakeMachine) -> None:
+    machine.as_user().remove("/usr/bin/fusermount3")
     with pytest.raises(FuseUnavailable, match="apt-get install fuse3"):
         checks.check_fuse(allow_other=False)
 
 
-@pytest.mark.usefixtures("as_user")
-def test_allow_other_without_the_line_in_fuse_conf(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.shutil, "which", lambda _name: "/bin/fusermount3")
-    monkeypatch.setattr(checks, "_users_may_allow_other", lambda: False)
+def test_allow_other_without_the_line_in_fuse_conf(machine: FakeMachine) -> None:
+    machine.as_user().set("/etc/fuse.conf", "#user_allow_other")
     with pytest.raises(FuseUnavailable, match="user_allow_other"):
         checks.check_fuse(allow_other=True)
     checks.check_fuse(allow_other=False)
 
 
-@pytest.mark.usefixtures("as_user")
 def test_a_mountpoint_of_another_user(config: MountConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(checks.os, "access", lambda *_: False)
     with pytest.raises(MountpointUnusable, match="belongs to another user"):
         checks.check_mountpoint(config.mountpoint, config.store)
 
 
-def test_root_in_a_container_without_the_capability(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = tmp_path / "fuse"
-    device.touch()
-    monkeypatch.setattr(checks, "FUSE_DEVICE", device)
-    monkeypatch.setattr(checks.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(checks, "_has_capability", lambda _bit: False)
+def test_root_in_a_container_without_the_capability(machine: FakeMachine) -> None:
+    machine.set("/proc/self/status", "CapEff:\t00000000a80425fb")
     with pytest.raises(FuseUnavailable, match="CAP_SYS_ADMIN"):
         checks.check_fuse(allow_other=True)

@@ -8,6 +8,7 @@ import pytest
 
 from agentfs.cli import mounts
 from agentfs.errors import NotMounted, UsageError
+from agentfs.machine.mountinfo import parse_mountinfo
 
 LINE = r"36 35 0:{minor} / {path} rw,nosuid - fuse.agentfs {store} rw,user_id=0"
 
@@ -28,7 +29,7 @@ def add(mountinfo: Path, path: str, store: str, minor: int = 45) -> None:
 
 def test_spaces_and_backslashes_are_unescaped() -> None:
     text = LINE.format(path=r"/mnt/a\040b\134c", store=r"/s\011t\012", minor=7).encode()
-    (mount,) = mounts.parse_mountinfo(text)
+    (mount,) = parse_mountinfo(text)
     assert mount.mountpoint == Path("/mnt/a b\\c")
     assert mount.store == Path("/s\tt\n")
     assert mount.is_agentfs
@@ -36,14 +37,14 @@ def test_spaces_and_backslashes_are_unescaped() -> None:
 
 
 def test_names_that_are_not_utf8_survive() -> None:
-    (mount,) = mounts.parse_mountinfo(b"1 2 0:3 / /mnt/\xff rw - fuse.agentfs /\xfe rw")
+    (mount,) = parse_mountinfo(b"1 2 0:3 / /mnt/\xff rw - fuse.agentfs /\xfe rw")
     assert bytes(mount.mountpoint) == b"/mnt/\xff"
     assert bytes(mount.store) == b"/\xfe"
 
 
 def test_optional_fields_may_be_none_or_many() -> None:
     lines = b"1 2 0:3 / /a rw - tmpfs x rw\n1 2 0:4 / /b rw shared:1 master:2 - tmpfs y rw\nodd\n"
-    assert [mount.source for mount in mounts.parse_mountinfo(lines)] == ["x", "y"]
+    assert [mount.source for mount in parse_mountinfo(lines)] == ["x", "y"]
 
 
 def test_a_path_is_in_the_deepest_mount_that_came_last(mountinfo: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_path_is_in_the_deepest_mount_that_came_last(mountinfo: Path) -> None:
 
 def test_a_bind_mount_says_which_part_it_is() -> None:
     line = rb"1 2 0:3 /agents/a\0401 /srv/a rw - fuse.agentfs /var/a rw"
-    (mount,) = mounts.parse_mountinfo(line)
+    (mount,) = parse_mountinfo(line)
     assert mount.root == Path("/agents/a 1")
 
 
