@@ -14,6 +14,7 @@ import functools
 import gc
 import json
 import logging
+import operator
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ from agentfs.fuse import announce, loop
 from agentfs.fuse.connection import Connection
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.session import PlainSession, RelaySession, Session
+from agentfs.model import AGENT_ORDERS, AgentUse
 from agentfs.notify import notify, watchdog_period_s
 
 log = logging.getLogger(__name__)
@@ -176,6 +179,7 @@ class _Mount:
                 nursery.start_soon(self._volume.run)
                 handlers = {
                     "stats": self._stats,
+                    "top": self._top,
                     "sync": self._sync,
                     "gc": self._gc,
                     "compact": self._compact,
@@ -294,6 +298,20 @@ class _Mount:
             "store": str(self._config.store),
             "mountpoint": str(self._config.mountpoint),
             "profile": self._config.profile.name,
+        }
+
+    async def _top(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        order, limit = args.get("sort"), args.get("limit")
+        if order not in AGENT_ORDERS or type(limit) is not int or limit < 0:
+            known = ", ".join(AGENT_ORDERS)
+            raise UsageError(f"bad request: top takes a limit, and sort, one of {known}")
+        uses = await self._volume.census.uses()
+        key = operator.attrgetter(AGENT_ORDERS[order])
+        first = sorted(uses, key=key, reverse=order != "name")[:limit]
+        return await self._stats(args, progress) | {
+            "agents": [_without_directories(use) for use in first],
+            "agent_count": len(uses),
+            "agent_states": dict(sorted(Counter(use.state for use in uses).items())),
         }
 
     async def _sync(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
@@ -429,6 +447,13 @@ def _unmount(mountpoint: Path) -> None:
     done = subprocess.run([*command, str(mountpoint)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise FilesOpen(f"{mountpoint} cannot be unmounted: {done.stderr.strip()}")
+
+
+def _without_directories(use: AgentUse) -> dict[str, Any]:
+    """An agent as a row of a table: an answer holds a hundred."""
+    row = dataclasses.asdict(use)
+    del row["directories"]
+    return row
 
 
 def _rss_bytes() -> int:

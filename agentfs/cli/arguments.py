@@ -8,7 +8,9 @@ import importlib
 from collections.abc import Callable
 
 from agentfs import errors
+from agentfs.cli import live
 from agentfs.config import DEFAULT_MODE, DEFAULT_MOUNTPOINT, MODES
+from agentfs.model import AGENT_ORDERS
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -137,7 +139,6 @@ def build_parser() -> argparse.ArgumentParser:
     for name, module, summary in (
         ("umount", "mounting", "seal everything, unmount and wait until the store is free"),
         ("sync", "maintenance", "seal all files now and wait until they are on disk"),
-        ("stats", "stats", "show what a store holds and saves, mounted or not"),
         ("restart", "restart", "replace the daemon's worker, by the version installed now"),
         ("gc", "maintenance", "give space of deleted content back to the disk"),
         ("compact", "maintenance", "pack everything as small as it gets, on idle cores"),
@@ -145,6 +146,30 @@ def build_parser() -> argparse.ArgumentParser:
         add(name, module, summary).add_argument(
             "target", nargs="?", metavar=_TARGET, help=_TARGET_HELP
         )
+
+    stats = add("stats", "stats", "show what a store holds and saves, mounted or not")
+    stats.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
+    stats.add_argument(
+        "--watch",
+        nargs="?",
+        type=live.interval,
+        const=live.DEFAULT_INTERVAL_S,
+        metavar="SECONDS",
+        help=f"show it anew every SECONDS (default: {live.DEFAULT_INTERVAL_S:g}) until q or Ctrl-C",
+    )
+
+    top = add("top", "top", "show agents and tiers, live, until q or Ctrl-C")
+    top.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
+    top.add_argument(
+        "--sort", choices=AGENT_ORDERS, default="hot", help="which agents come first (default: hot)"
+    )
+    top.add_argument(
+        "--interval",
+        type=live.interval,
+        default=live.DEFAULT_INTERVAL_S,
+        metavar="SECONDS",
+        help=f"how often to look (default: {live.DEFAULT_INTERVAL_S:g})",
+    )
 
     fsck = add("fsck", "fsck", "check all of a store, mounted or not, and repair one that is not")
     fsck.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)

@@ -95,7 +95,7 @@ def check_mountpoint(mountpoint: Path, store: Path) -> None:
 def check_fuse(allow_other: bool) -> None:
     """The machine has FUSE and this process may mount."""
     machine = Machine()
-    if not machine.path(FUSE_DEVICE).exists():
+    if not machine.exists(FUSE_DEVICE):
         raise FuseUnavailable(
             f"{FUSE_DEVICE} is missing; load it with: modprobe fuse "
             "(in a container: docker run --device /dev/fuse --cap-add SYS_ADMIN)"

@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "answer",
+    "bar",
     "console",
+    "count",
     "duration",
     "print_columns",
     "print_json",
+    "print_json_line",
     "printable",
     "progress",
     "size",
 ]
 
+BAR_CELLS = 24
 PATIENCE_S = 2.0  # what is done sooner needs no progress bar
 MAX_WIDTH = 96
 
@@ -33,6 +37,11 @@ MAX_WIDTH = 96
 def print_json(value: dict[str, Any]) -> None:
     """Print *value* as one indented JSON object on stdout."""
     print(json.dumps(value, indent=2, default=str))
+
+
+def print_json_line(value: dict[str, Any]) -> None:
+    """Print *value* as one of several JSON objects, one a line."""
+    print(json.dumps(value, default=str))
 
 
 def answer(as_json: bool, value: dict[str, Any], text: str) -> int:
@@ -69,6 +78,22 @@ def print_columns(rows: Iterable[Sequence[str]], right: Collection[int] = ()) ->
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         print("  ".join(cells).rstrip())
+
+
+def bar(share: float) -> str:
+    """Draw *share* (0 to 1), where Unicode can in eighths of a cell; what is not zero is seen."""
+    eighths = round(share * BAR_CELLS * 8)
+    if share > 0:
+        eighths = max(eighths, 1)
+    if "utf" not in (sys.stdout.encoding or "").lower():
+        return "#" * -(-eighths // 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def count(number: int, plural: str) -> str:
+    """Return "1 file" or "2 files", with thousands marked."""
+    return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
 
 
 @contextlib.contextmanager

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentfs import __version__
-from agentfs.cli import output
+from agentfs.cli import live, output
 from agentfs.cli.mounts import Target, find_target
 from agentfs.control import client, lock
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
-
-BAR_CELLS = 24
 
 # Every key a reader may count on. What only a daemon knows is None when there is none.
 EMPTY: dict[str, Any] = {
@@ -32,13 +30,20 @@ EMPTY: dict[str, Any] = {
 
 
 def stats_command(arguments: argparse.Namespace) -> int:
-    """Print the figures of one store."""
+    """Print the figures of one store, once or again and again."""
     target = find_target(arguments.target)
+    if arguments.watch is not None:
+        return live.show(
+            lambda: gather(target),
+            lambda figures, _: draw(figures),
+            arguments.watch,
+            as_json=arguments.json,
+        )
     figures = gather(target)
     if arguments.json:
         output.print_json(figures)
     else:
-        render(figures)
+        output.console(soft_wrap=True).print(draw(figures))
     return 0
 
 
@@ -54,15 +59,13 @@ def gather(target: Target) -> dict[str, Any]:
     return EMPTY | where | figures | {"mountpoint": _text(mountpoint)}
 
 
-def render(figures: dict[str, Any]) -> None:
-    """Draw the figures for a person."""
-    console = output.console(soft_wrap=True)
-    console.print(_headline(figures), markup=False)
-    console.print()
-    console.print(_bytes_table(figures))
-    console.print()
-    for line in _details(figures):
-        console.print(line, markup=False)
+def draw(figures: dict[str, Any]) -> RenderableType:
+    """The figures for a person."""
+    from rich.console import Group
+    from rich.text import Text
+
+    details = "\n".join(_details(figures))
+    return Group(Text(_headline(figures)), "", _bytes_table(figures), "", Text(details))
 
 
 def _offline(store: Path) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def _headline(figures: dict[str, Any]) -> str:
     where = figures["mountpoint"] or figures["store"]
     saved = f"{figures['reduction']:.1f}x smaller"
     by = f"{figures['dedup_ratio']:.1f}x by dedup, {figures['compression_ratio']:.1f}x by zstd"
-    return f"{where}: {_count(figures.get('files', 0), 'files')}, {saved} ({by})"
+    return f"{where}: {output.count(figures.get('files', 0), 'files')}, {saved} ({by})"
 
 
 def _bytes_table(figures: dict[str, Any]) -> Table:
@@ -105,24 +108,13 @@ def _bytes_table(figures: dict[str, Any]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     for name, key, meaning in rows:
         value = int(figures.get(key) or 0)
-        table.add_row(f"  {name}", output.size(value), bar(value / most), meaning)
+        table.add_row(f"  {name}", output.size(value), output.bar(value / most), meaning)
     return table
-
-
-def bar(share: float) -> str:
-    """Draw *share* (0 to 1), where Unicode can in eighths of a cell; what is not zero is seen."""
-    eighths = round(share * BAR_CELLS * 8)
-    if share > 0:
-        eighths = max(eighths, 1)
-    if "utf" not in (sys.stdout.encoding or "").lower():
-        return "#" * -(-eighths // 8)
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
 
 
 def _details(figures: dict[str, Any]) -> list[str]:
     counts = ", ".join(
-        _count(figures[key], key)
+        output.count(figures[key], key)
         for key in ("chunks", "blocks", "segments")
         if isinstance(figures.get(key), int)
     )
@@ -147,10 +139,6 @@ def _details(figures: dict[str, Any]) -> list[str]:
         of = f"{output.size(done)} of {output.size(total)}"
         lines.append(f"  packing  {figures['compaction']}, {of} done")
     return lines
-
-
-def _count(number: int, plural: str) -> str:
-    return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
 
 
 def _text(path: object) -> str | None:

@@ -19,6 +19,7 @@ from agentfs.chunks import Store
 from agentfs.config import Profile
 from agentfs.filesystem import copies, fsck
 from agentfs.filesystem.agents import Agents
+from agentfs.filesystem.census import Census
 from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.description import Described, Describer
@@ -174,6 +175,7 @@ class Volume:
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer
         )
         self.agents.resident_digests = self.files.resident_digests
+        self.census = Census(self.agents)
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
         self._flush_at = 0.0

@@ -106,7 +106,7 @@ def _fuse(machine: Machine) -> Finding:
 
 
 def _device(machine: Machine) -> Finding:
-    if not machine.path(FUSE_DEVICE).exists():
+    if not machine.exists(FUSE_DEVICE):
         return Finding(
             FUSE_DEVICE,
             Status.FAIL,
@@ -212,7 +212,7 @@ def _descriptors(machine: Machine) -> Finding:
         "open files",
         Status.WARN,
         found,
-        "files in use take two each: opening fails with EMFILE beyond that",
+        "files in use take up to two each: opening fails with EMFILE beyond that",
         f"raise it to {_DESCRIPTORS_ENOUGH:,} or more in {where}",
     )
 

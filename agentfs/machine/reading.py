@@ -36,6 +36,9 @@ class Machine:
     def path(self, absolute: str) -> Path:
         return self.root / absolute.lstrip("/")
 
+    def exists(self, path: str) -> bool:
+        return os.path.exists(self.path(path))
+
     def text(self, path: str) -> str | None:
         """A small file, without white space around it."""
         try:
@@ -110,7 +113,7 @@ class Machine:
         """The program that PATH leads to."""
         for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
             path = self.path(folder) / name
-            if path.is_file() and os.access(path, os.X_OK):
+            if os.path.isfile(path) and os.access(path, os.X_OK):  # Path.is_file raises EACCES
                 return path
         return None
 

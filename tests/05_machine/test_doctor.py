@@ -100,6 +100,14 @@ def test_users_need_fusermount3_and_root_does_not(machine: FakeMachine) -> None:
     assert "apt-get" in str(bad(machine.as_user())["fusermount3"].advice)
 
 
+def test_a_path_that_may_not_be_searched_is_passed_over(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unusable = "/" + "x" * 300  # ENAMETOOLONG, as EACCES is nothing to root
+    monkeypatch.setenv("PATH", f"{unusable}:/usr/bin")
+    assert "fusermount3" not in bad(machine.as_user())
+
+
 def test_fusermount3_without_its_setuid_bit(machine: FakeMachine) -> None:
     machine.path("/usr/bin/fusermount3").chmod(0o755)
     assert bad(machine.as_user())["fusermount3"].status is Status.FAIL
