@@ -12,6 +12,12 @@ NAME_BYTES_MAX = 255
 ROOT_INODE = 1
 """The inode of the mounted directory itself; FUSE fixes its number."""
 
+VIEW_NAME = b".agentfs"
+"""Of the read-only view, filesystem/view.py, in the root."""
+
+VIEW_FIRST = 1 << 39
+"""Nodeids from here on are of the view; those of inodes are lower."""
+
 AGENT_ATTRIBUTE = b"user.agentfs.agent"
 """Extended attribute of a directory that is an agent's; its value is the name."""
 

@@ -159,6 +159,7 @@ class _Mount:
         self._writing_back = trio.CancelScope()
         volume.cloner.announce = functools.partial(announce.announce, config.mountpoint)
         volume.cloner.write_back = announce.write_back
+        volume.view.stats = functools.partial(self._figures, is_repeated=True)
 
     async def serve(self, ready: Ready) -> int:
         async with trio.open_nursery() as until_the_end:
@@ -286,7 +287,10 @@ class _Mount:
     # Control operations
 
     async def _stats(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
-        return self._volume.stats() | {
+        return self._figures()
+
+    def _figures(self, *, is_repeated: bool = False) -> dict[str, Any]:
+        return self._volume.stats(is_repeated=is_repeated) | {
             "version": __version__,
             "mode": self._session.mode,
             "mode_reason": self._session.reason,
@@ -308,7 +312,7 @@ class _Mount:
         uses = await self._volume.census.uses()
         key = operator.attrgetter(AGENT_ORDERS[order])
         first = sorted(uses, key=key, reverse=order != "name")[:limit]
-        return await self._stats(args, progress) | {
+        return self._figures(is_repeated=True) | {
             "agents": [_without_directories(use) for use in first],
             "agent_count": len(uses),
             "agent_states": dict(sorted(Counter(use.state for use in uses).items())),
@@ -410,7 +414,7 @@ class _Mount:
                 raise NoSuchPath(
                     f"{root}{source} or the directory of {root}{target} is not there"
                 ) from error
-            if error.errno in (errno.EINVAL, errno.ENAMETOOLONG):
+            if error.errno in (errno.EINVAL, errno.ENAMETOOLONG, errno.EROFS):
                 raise UsageError(
                     f"{root}{source} cannot become {root}{target}: {error.strerror}"
                 ) from error

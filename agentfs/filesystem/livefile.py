@@ -14,12 +14,12 @@ import stat
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
-from agentfs.model import SECTOR_BYTES, Inode
+from agentfs.model import SECTOR_BYTES, VIEW_FIRST, Inode
 
 if TYPE_CHECKING:
     from agentfs.filesystem.images import Image
@@ -150,6 +150,13 @@ class StaleNode(OSError):
         super().__init__(errno.ESTALE, "name has moved to another nodeid")
 
 
+class Unlisted(Protocol):
+    """Inodes that have no rows; their nodeids begin at VIEW_FIRST."""
+
+    def inode(self, nodeid: int) -> Inode | None: ...
+    def contents_in_use(self) -> set[int]: ...
+
+
 class InodeTable:
     """Finds inodes, live or not, and removes those that neither a name nor the kernel holds."""
 
@@ -172,6 +179,7 @@ class InodeTable:
         """When a file was last closed in a directory, since the epoch; the oldest are dropped."""
         self._left: dict[int, LiveFile] = {}
         """By nodeid that its name has left: the file as those see it who have it open."""
+        self.unlisted: Unlisted | None = None
         self.watch()
 
     def watch(
@@ -209,12 +217,22 @@ class InodeTable:
         directory = self._directories.get(inode_id)
         if directory is not None:
             return directory
-        inode = self._index.inodes.get(inode_id) or self._ghosts.get(inode_id)
+        inode = self._row_of(inode_id) or self._ghosts.get(inode_id)
         if inode is None:
             raise OSError(errno.ESTALE, "inode is gone", inode_id)
-        if inode.is_directory:
+        if inode.is_directory and inode_id < VIEW_FIRST:
             self._remember(inode)
         return inode
+
+    def _row_of(self, inode_id: int) -> Inode | None:
+        """The inode as its row has it, or as is made up where there are none."""
+        if inode_id < VIEW_FIRST or self.unlisted is None:
+            return self._index.inodes.get(inode_id)
+        return self.unlisted.inode(inode_id)
+
+    def is_known(self, nodeid: int) -> bool:
+        """Whether the kernel may know a nodeid, or somebody has it open."""
+        return nodeid in self._lookups or self.live_at(nodeid) is not None
 
     def _remember(self, directory: Inode) -> None:
         if len(self._directories) >= _DIRECTORIES_KEPT:
@@ -401,7 +419,8 @@ class InodeTable:
 
     def ghost_contents(self) -> set[int]:
         """Contents that a path like /proc/self/fd may still open, though no row names them."""
-        return {inode.content for inode in self._ghosts.values() if inode.content is not None}
+        ghosts = {inode.content for inode in self._ghosts.values() if inode.content is not None}
+        return ghosts if self.unlisted is None else ghosts | self.unlisted.contents_in_use()
 
     def released(self, live: LiveFile) -> None:
         """A handle was closed: let go of what only open files need."""
@@ -492,7 +511,7 @@ class InodeTable:
         :param size: of the image through which it is open, None: it is not
         """
         inode_id = self.inode_id(nodeid)
-        inode = self._index.inodes.get(inode_id)
+        inode = self._row_of(inode_id)
         if inode is None:
             inode = Inode(inode_id, stat.S_IFREG | 0o644, 0, 0, 0, size or 0, 0, 0, 0)
             self._unlinked.add(inode_id)

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.index import Index
 from agentfs.index.xattrs import CAPABILITY
-from agentfs.model import NAME_BYTES_MAX, ROOT_INODE, Inode
+from agentfs.model import NAME_BYTES_MAX, ROOT_INODE, VIEW_FIRST, VIEW_NAME, Inode
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -83,6 +83,15 @@ def without_setid(mode: int) -> int:
     return mode
 
 
+def is_in_view(parent: int, name: bytes) -> bool:
+    """Whether a name that has no row is the view's, or is in it."""
+    return parent >= VIEW_FIRST or (parent == ROOT_INODE and name == VIEW_NAME)
+
+
+def _read_only() -> OSError:
+    return OSError(errno.EROFS, "the view of the daemon cannot be changed")
+
+
 class Namespace:
     """The tree of names."""
 
@@ -135,7 +144,7 @@ class Namespace:
         """
         if len(name) > NAME_BYTES_MAX:
             raise OSError(errno.ENAMETOOLONG, "name too long")
-        directory = self._living(parent)
+        directory = self._taking(parent, name)
         inode = self._new_inode(directory, mode, caller)
         inode.rdev = rdev
         if target is not None:
@@ -193,7 +202,9 @@ class Namespace:
         inode = self._table.get(inode_id)
         if inode.nlink == 0 and not inode.is_unnamed:
             raise OSError(errno.ENOENT, "inode has no name left")
-        directory = self._living(parent)
+        if inode.id >= VIEW_FIRST:
+            raise _read_only()
+        directory = self._taking(parent, name)
         now = time.time_ns()
         with self._index.transaction:
             self._dentries.insert(parent, name, inode.id)
@@ -260,7 +271,7 @@ class Namespace:
             raise OSError(errno.EINVAL, "unknown rename flag")
         if len(new_name) > NAME_BYTES_MAX:
             raise OSError(errno.ENAMETOOLONG, "name too long")
-        self._living(new_parent)
+        self._taking(new_parent, new_name)
         moved = self._existing(old_parent, old_name)
         victim = self.lookup(new_parent, new_name)
         if flags & RENAME_EXCHANGE:
@@ -395,7 +406,7 @@ class Namespace:
 
         :raises OSError: ENOENT, the directory is gone; EEXIST, the name is taken
         """
-        directory = self._living(parent)
+        directory = self._taking(parent, name)
         victim = self.lookup(parent, name)
         if victim is not None and not replaces:
             raise OSError(errno.EEXIST, "name is taken")
@@ -436,11 +447,24 @@ class Namespace:
         directory = self._table.get(parent)
         if directory.nlink == 0:
             raise OSError(errno.ENOENT, "directory is gone")
+        if parent >= VIEW_FIRST:
+            raise _read_only()
         return directory
+
+    def _taking(self, parent: int, name: bytes) -> Inode:
+        """The same, for a name that is to be made or replaced.
+
+        :raises OSError: EROFS, the name is the view's
+        """
+        if name == VIEW_NAME and parent == ROOT_INODE and self.lookup(parent, name) is None:
+            raise _read_only()
+        return self._living(parent)
 
     def _existing(self, parent: int, name: bytes) -> Inode:
         inode = self.lookup(parent, name)
         if inode is None:
+            if is_in_view(parent, name):
+                raise _read_only()
             raise OSError(errno.ENOENT, "no such name")
         return inode
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from agentfs.filesystem import copies
 from agentfs.index import Index
+
+_COST_SHARE = 0.05
+"""Of the time may be spent on counting for those who ask again and again."""
 
 
 def store_totals(index: Index, path: Path) -> dict[str, Any]:
@@ -35,6 +39,30 @@ def store_totals(index: Index, path: Path) -> dict[str, Any]:
         "dedup_ratio": _ratio(sealed, totals["unique_bytes"]),
         "compression_ratio": _ratio(totals["unique_bytes"], live_stored),
     }
+
+
+class Totals:
+    """The same of a store that is open, looked at no more often than it is worth.
+
+    To count takes a look at every row of a chunk, on the event loop: 0.1 us each.
+    """
+
+    def __init__(self, index: Index, path: Path) -> None:
+        self._index = index
+        self._path = path
+        self._last: dict[str, Any] = {}
+        self._good_until = 0.0
+
+    def now(self) -> dict[str, Any]:
+        began = time.monotonic()
+        self._last = store_totals(self._index, self._path)
+        ended = time.monotonic()
+        self._good_until = ended + (ended - began) / _COST_SHARE
+        return self._last
+
+    def recent(self) -> dict[str, Any]:
+        """For those who ask again and again."""
+        return self._last if time.monotonic() < self._good_until else self.now()
 
 
 def offline_stats(store: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import holes_in
 from agentfs.filesystem.reclaim import Collector
-from agentfs.filesystem.report import store_totals
+from agentfs.filesystem.report import Totals
 from agentfs.filesystem.rewrite import Packing, Rewriter
 from agentfs.filesystem.seal import Sealer
 from agentfs.filesystem.staging import (
@@ -43,6 +43,7 @@ from agentfs.filesystem.staging import (
     was_used_in_this_boot,
 )
 from agentfs.filesystem.turns import Turns
+from agentfs.filesystem.view import View
 from agentfs.index import Index
 from agentfs.model import Inode
 from agentfs.policy.kinds import rules_of
@@ -176,6 +177,8 @@ class Volume:
         )
         self.agents.resident_digests = self.files.resident_digests
         self.census = Census(self.agents)
+        self.view = self.table.unlisted = View(self.index, self.table, self.census)
+        self._totals = Totals(self.index, path)
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
         self._flush_at = 0.0
@@ -500,11 +503,12 @@ class Volume:
             await turns.give()
         return rows
 
-    def stats(self) -> dict[str, Any]:
-        """What `agentfs stats` shows of the store."""
+    def stats(self, *, is_repeated: bool = False) -> dict[str, Any]:
+        """What `agentfs stats` shows of the store; of a large one not quite new if repeated."""
         cache = self._store.stats()
         staged = list(self.table.staged_files())
-        return store_totals(self.index, self.path) | {
+        totals = self._totals.recent() if is_repeated else self._totals.now()
+        return totals | {
             "staged_files": len(staged),
             "staged_bytes": sum(file.inode.size for file in staged),
             "resident_bytes": self.staging.used_bytes,

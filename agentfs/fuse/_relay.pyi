@@ -6,6 +6,7 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 LEDGER_LAYOUT: int
+LEDGER_INODES_END: int
 
 def passthrough_available() -> str | None: ...
 def mount(

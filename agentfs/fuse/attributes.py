@@ -40,6 +40,13 @@ def entry_attributes(inode: Inode, nodeid: int) -> EntryAttributes:
     return entry
 
 
+def passing_entry(inode: Inode, nodeid: int | None = None) -> EntryAttributes:
+    """The same of what may be another the next time; the kernel is to ask each time."""
+    entry = entry_attributes(inode, inode.id if nodeid is None else nodeid)
+    entry.entry_timeout = entry.attr_timeout = 0
+    return entry
+
+
 def packed_entry(inode: Inode, nodeid: int) -> bytes:
     """The same as the kernel has it, for replies that do not pass through pyfuse3."""
     atime_s, atime_ns = divmod(inode.atime_ns, 10**9)

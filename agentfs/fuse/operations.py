@@ -21,12 +21,13 @@ from agentfs.filesystem.description import OWN_ATTRIBUTES, check
 from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
-from agentfs.filesystem.namespace import AttributeChange, Caller, SealFirst
-from agentfs.fuse.attributes import MISSING, entry_attributes
+from agentfs.filesystem.namespace import AttributeChange, Caller, SealFirst, is_in_view
+from agentfs.filesystem.view import ViewStream
+from agentfs.fuse.attributes import MISSING, entry_attributes, passing_entry
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in
 from agentfs.fuse.resent import Opcode, Resent
-from agentfs.model import NAME_BYTES_MAX, Inode
+from agentfs.model import NAME_BYTES_MAX, VIEW_FIRST, Inode
 
 if TYPE_CHECKING:
     from agentfs.filesystem.volume import Volume
@@ -44,7 +45,18 @@ _WRITER, _PRIVILEGED, _RECORDS_ATIME = 1, 2, 4
 # That of a directory is the nodeid, which worker gave it out, and which of its streams it is.
 _STREAM_SHIFT = 22
 _STREAMS = 1 << 16
+
+_TEXT = 1 << 61
+"""A file of the view that is made when it is opened: with the nodeid, and a number of its own."""
+_TEXT_SHIFT = 16
+_TEXTS = 1 << _TEXT_SHIFT
 _GENERATIONS = 1 << 6
+
+
+def _check_changeable(nodeid: int) -> None:
+    """:raises OSError: EROFS, it is of the view"""
+    if nodeid >= VIEW_FIRST:
+        raise OSError(errno.EROFS, "the view of the daemon cannot be changed")
 
 
 class Operations(pyfuse3.Operations):
@@ -61,8 +73,11 @@ class Operations(pyfuse3.Operations):
         self._describer = volume.describer
         self._table = volume.table
         self._handles: dict[int, Handle] = {}
-        self._streams: dict[int, DirectoryStream] = {}
+        self._streams: dict[int, DirectoryStream | ViewStream] = {}
         self._streams_given = 0
+        self._view = volume.view
+        self._texts: dict[int, bytes] = {}
+        self._texts_given = 0
 
     def _new_entry(self, inode: Inode) -> EntryAttributes:
         """An entry the kernel will count as a lookup."""
@@ -75,7 +90,16 @@ class Operations(pyfuse3.Operations):
     @answers
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         inode = self._names.lookup(parent, name)
-        return MISSING if inode is None else self._new_entry(inode)
+        if inode is not None:
+            return self._new_entry(inode)
+        return self._look_in_view(parent, name) if is_in_view(parent, name) else MISSING
+
+    def _look_in_view(self, parent: int, name: bytes) -> EntryAttributes:
+        inode = self._view.lookup(parent, name)
+        if inode is None:
+            raise FileNotFoundError(errno.ENOENT, "not in the view")  # nor remembered: it may come
+        self._table.looked_up(inode.id)
+        return passing_entry(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for nodeid, count in inode_list:
@@ -191,6 +215,8 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def getattr(self, nodeid: int, ctx: RequestContext) -> EntryAttributes:
+        if nodeid >= VIEW_FIRST:
+            return passing_entry(self._table.get(nodeid))
         return entry_attributes(self._table.get(nodeid), nodeid)
 
     @answers_later
@@ -202,6 +228,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
+        _check_changeable(nodeid)
         if fields.update_size:
             await self._truncate(self._table.named(nodeid), attr.st_size, ctx)
         if fields.update_mode or fields.update_uid or fields.update_gid:
@@ -233,6 +260,8 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def getxattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> bytes:
+        if nodeid >= VIEW_FIRST:
+            raise OSError(errno.ENODATA, "the view has no attributes")
         if name.startswith(OWN_ATTRIBUTES):
             value = self._describer.attribute(self._table.get(nodeid), name)
         else:
@@ -243,6 +272,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        _check_changeable(nodeid)
         inode_id = self._table.inode_id(nodeid)
         if self._resent.may_have_created_attribute(nodeid) and self._names.has_xattr(
             inode_id, name, other_than=value
@@ -260,6 +290,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def removexattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> None:
+        _check_changeable(nodeid)
         try:
             self._names.remove_xattr(self._table.inode_id(nodeid), name)
             if name.startswith(OWN_ATTRIBUTES):
@@ -280,6 +311,11 @@ class Operations(pyfuse3.Operations):
 
     @answers_later
     async def open(self, nodeid: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if nodeid >= VIEW_FIRST:
+            if flags & (os.O_ACCMODE | os.O_TRUNC):
+                _check_changeable(nodeid)
+            if self._view.is_text(nodeid):
+                return await self._open_text(nodeid)
         inode = self._table.named(nodeid)
         await self._prepare(inode, flags)
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
@@ -290,6 +326,22 @@ class Operations(pyfuse3.Operations):
                 self._files.release(handle)
                 raise
         return self._file_info(handle)
+
+    async def _open_text(self, nodeid: int) -> FileInfo:
+        text = await self._view.text(nodeid)
+        self._texts_given = (self._texts_given + 1) % _TEXTS
+        number = _TEXT | (nodeid - VIEW_FIRST) << _TEXT_SHIFT | self._texts_given
+        self._texts[number] = text
+        return FileInfo(fh=number, direct_io=True)  # else the kernel reads as much as its size says
+
+    async def _read_text(self, fh: int, offset: int, size: int) -> bytes:
+        text = self._texts.get(fh)
+        if text is None:  # another worker made it
+            if offset:
+                raise OSError(errno.ESTALE, "what was read so far is not what it would be now")
+            text = await self._view.text((fh & ~_TEXT) >> _TEXT_SHIFT | VIEW_FIRST)
+            self._texts[fh] = text
+        return text[offset : offset + size]
 
     @answers_mostly_at_once
     async def create(
@@ -368,6 +420,8 @@ class Operations(pyfuse3.Operations):
 
     @answers_later
     async def read(self, fh: int, offset: int, size: int) -> bytes:
+        if fh & _TEXT:
+            return await self._read_text(fh, offset, size)
         return await self._files.read(self._handle(fh), offset, size)
 
     @answers_later
@@ -376,6 +430,9 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def release(self, fh: int) -> None:
+        if fh & _TEXT:
+            self._texts.pop(fh, None)
+            return
         handle = self._handle(fh)
         handle.opens -= 1
         if handle.opens <= 0:
@@ -384,6 +441,8 @@ class Operations(pyfuse3.Operations):
 
     @answers_later
     async def fsync(self, fh: int, datasync: bool) -> None:
+        if fh & _TEXT:
+            return
         file = self._handle(fh).file if fh < RELAY_HANDLE else self._opened_by_relay(fh)
         if file is not None:
             await self.volume.sealer.fsync(file)
@@ -402,14 +461,21 @@ class Operations(pyfuse3.Operations):
         while number < 0 or number in self._streams:
             self._streams_given = (self._streams_given + 1) % _STREAMS
             number = inode_id << _STREAM_SHIFT | generation * _STREAMS | self._streams_given
-        self._streams[number] = DirectoryStream(self._names, inode_id)
+        self._streams[number] = self._opened_stream(inode_id)
         return number
 
-    def _stream(self, number: int) -> DirectoryStream:
+    def _opened_stream(
+        self, inode_id: int, places: Sequence[tuple[int, bytes]] = ()
+    ) -> DirectoryStream | ViewStream:
+        if inode_id >= VIEW_FIRST:
+            return ViewStream(self._view, inode_id)
+        return DirectoryStream(self._names, inode_id, places)
+
+    def _stream(self, number: int) -> DirectoryStream | ViewStream:
         stream = self._streams.get(number)
         if stream is None:  # another worker gave it out
             inode_id = number >> _STREAM_SHIFT
-            stream = DirectoryStream(self._names, inode_id, self._resent.places(number))
+            stream = self._opened_stream(inode_id, self._resent.places(number))
             self._streams[number] = stream
         return stream
 
@@ -418,9 +484,11 @@ class Operations(pyfuse3.Operations):
         reply = pyfuse3.readdir_reply
         renumber = self._table.nodeid if self._table.has_moved else None
         told = []
-        for after, name, inode in self._stream(fh).entries(position):
+        stream = self._stream(fh)
+        describe = passing_entry if isinstance(stream, ViewStream) else entry_attributes
+        for after, name, inode in stream.entries(position):
             nodeid = renumber(inode.id) if renumber else inode.id
-            if not reply(token, name, entry_attributes(inode, nodeid), after):
+            if not reply(token, name, describe(inode, nodeid), after):
                 break
             if after > 2:  # the kernel does not count "." and ".."
                 told.append(nodeid)

@@ -152,6 +152,12 @@ class Contents:
                 packed += share[0] if share[2] else 0
         return (stored / row[1], packed / whole) if whole else (0.0, 0.0)
 
+    def digests_after(self, content: int, limit: int) -> list[tuple[int, bytes]]:
+        """(id, digest) of the next *limit* contents after that id."""
+        return self._execute(
+            "SELECT id, digest FROM content WHERE id > ? ORDER BY id LIMIT ?", (content, limit)
+        ).fetchall()
+
     def recipes_after(self, content: int, limit: int) -> list[tuple[int, bytes]]:
         """(id, recipe) of the next *limit* contents after that id which files name."""
         return self._execute(

@@ -137,7 +137,9 @@ static int module_exec(PyObject *module)
         return -1;
     int result = PyModule_AddObjectRef(module, "Relay", type);
     Py_DECREF(type);
-    return result == 0 ? PyModule_AddIntMacro(module, LEDGER_LAYOUT) : result;
+    if (result == 0)
+        result = PyModule_AddIntMacro(module, LEDGER_LAYOUT);
+    return result == 0 ? PyModule_AddIntMacro(module, LEDGER_INODES_END) : result;
 }
 
 static PyMethodDef module_methods[] = {

@@ -827,8 +827,8 @@ static PyGetSetDef relay_getset[] = {
     {"unmounted", get_unmounted, NULL, "The kernel said that the mount is gone.", NULL},
     {"has_taken_over", get_has_taken_over, NULL, "Another relay served this mount before.", NULL},
     {"generation", get_generation, NULL, "How many relays have served it, with this one.", NULL},
-    {"highest_nodeid", get_highest_nodeid, NULL, "No nodeid that the kernel knows is higher.",
-     NULL},
+    {"highest_nodeid", get_highest_nodeid, NULL,
+     "No nodeid of an inode that the kernel knows is higher.", NULL},
     {0},
 };
 

@@ -99,10 +99,14 @@ struct ledger_init {
     uint8_t bytes[LEDGER_INIT_BYTES];
 };
 
+/* Nodeids of inodes are lower. Those from here on mean something by themselves (VIEW_FIRST in
+ * agentfs/model.py), so none of them is to be skipped when inodes are numbered on. */
+#define LEDGER_INODES_END (UINT64_C(1) << 39)
+
 struct ledger_file {
     uint32_t layout;
     uint32_t generation;      /* how many workers there have been */
-    _Atomic uint64_t highest; /* no nodeid that the kernel was told of is higher */
+    _Atomic uint64_t highest; /* no nodeid of an inode that the kernel knows is higher */
     struct ledger_init init_request;
     struct ledger_init init_reply;
     _Atomic uint32_t registering; /* the kernel may have given out last_backing + 1 */

@@ -117,7 +117,7 @@ static uint64_t shown_ino(const struct table *table, uint64_t nodeid)
 /* The kernel knows this nodeid, or is about to. */
 static void told_of(struct table *table, uint64_t nodeid)
 {
-    if (nodeid > atomic_load(&table->ledger.file->highest))
+    if (nodeid < LEDGER_INODES_END && nodeid > atomic_load(&table->ledger.file->highest))
         atomic_store(&table->ledger.file->highest, nodeid);
 }
 
