@@ -185,14 +185,3 @@ class AgentUse:
     """On tmpfs: its staged files, and the contents that it and perhaps others share there."""
     last_used_ns: int
     """Since the epoch; 0: never."""
-
-
-AGENT_ORDERS = {
-    "name": "name",
-    "logical": "logical_bytes",
-    "shared": "shared_bytes",
-    "own": "exclusive_bytes",
-    "hot": "hot_bytes",
-    "used": "last_used_ns",
-}
-"""What people sort agents by, and which of their figures that is."""

@@ -14,7 +14,6 @@ import functools
 import gc
 import json
 import logging
-import operator
 import os
 import resource
 import signal
@@ -22,7 +21,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +38,6 @@ from agentfs.fuse import announce, loop
 from agentfs.fuse.connection import Connection
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.session import PlainSession, RelaySession, Session
-from agentfs.model import AGENT_ORDERS, AgentUse
 from agentfs.notify import notify, watchdog_period_s
 
 log = logging.getLogger(__name__)
@@ -305,18 +302,8 @@ class _Mount:
         }
 
     async def _top(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
-        order, limit = args.get("sort"), args.get("limit")
-        if order not in AGENT_ORDERS or type(limit) is not int or limit < 0:
-            known = ", ".join(AGENT_ORDERS)
-            raise UsageError(f"bad request: top takes a limit, and sort, one of {known}")
         uses = await self._volume.census.uses()
-        key = operator.attrgetter(AGENT_ORDERS[order])
-        first = sorted(uses, key=key, reverse=order != "name")[:limit]
-        return self._figures(is_repeated=True) | {
-            "agents": [_without_directories(use) for use in first],
-            "agent_count": len(uses),
-            "agent_states": dict(sorted(Counter(use.state for use in uses).items())),
-        }
+        return self._figures(is_repeated=True) | {"rows": [dataclasses.asdict(use) for use in uses]}
 
     async def _sync(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         with _naming_a_full_disk(self._config.store):
@@ -451,13 +438,6 @@ def _unmount(mountpoint: Path) -> None:
     done = subprocess.run([*command, str(mountpoint)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise FilesOpen(f"{mountpoint} cannot be unmounted: {done.stderr.strip()}")
-
-
-def _without_directories(use: AgentUse) -> dict[str, Any]:
-    """An agent as a row of a table: an answer holds a hundred."""
-    row = dataclasses.asdict(use)
-    del row["directories"]
-    return row
 
 
 def _rss_bytes() -> int:

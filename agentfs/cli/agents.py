@@ -23,14 +23,18 @@ _HEADER = ("agent", "state", "importance", "files", "logical", "shared", "own", 
 def agents_command(arguments: argparse.Namespace) -> int:
     """List all agents."""
     target = find_target(arguments.target)
-    agents = client.call(target.store, "agents").get("rows", [])
-    key = SORT_KEYS[arguments.sort]
-    agents.sort(key=lambda one: one[key], reverse=key not in ("name", "state"))  # highest first
+    agents = sorted_agents(client.call(target.store, "agents").get("rows", []), arguments.sort)
     if arguments.json:
         output.print_json({"agents": agents})
     elif agents:
         output.print_columns([_HEADER, *map(_cells, agents)], right=range(2, 8))
     return 0
+
+
+def sorted_agents(agents: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
+    """Return agents in the order that `--sort` asks for; of figures the highest first."""
+    key = SORT_KEYS[sort]
+    return sorted(agents, key=lambda one: one[key], reverse=key not in ("name", "state"))
 
 
 def _cells(agent: dict[str, Any]) -> tuple[str, ...]:

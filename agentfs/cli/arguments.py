@@ -10,7 +10,6 @@ from collections.abc import Callable
 from agentfs import errors
 from agentfs.cli import live
 from agentfs.config import DEFAULT_MODE, DEFAULT_MOUNTPOINT, MODES
-from agentfs.model import AGENT_ORDERS
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -161,7 +160,11 @@ def build_parser() -> argparse.ArgumentParser:
     top = add("top", "top", "show agents and tiers, live, until q or Ctrl-C")
     top.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
     top.add_argument(
-        "--sort", choices=AGENT_ORDERS, default="hot", help="which agents come first (default: hot)"
+        "--sort",
+        choices=SORT_KEYS,
+        default="hot",
+        metavar="KEY",
+        help=f"which agents come first: by {', '.join(SORT_KEYS)} (default: hot)",
     )
     top.add_argument(
         "--interval",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentfs.cli import live, output
+from agentfs.cli.agents import sorted_agents
 from agentfs.cli.mounts import find_target
 from agentfs.control import client
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-_ROWS_MAX = 100
 _ROWS_ABOVE = 8
 """Of the screen, for what is not an agent."""
 
@@ -23,13 +24,18 @@ _ROWS_ABOVE = 8
 def top_command(arguments: argparse.Namespace) -> int:
     """Draw one store's agents again and again."""
     target = find_target(arguments.target)
-    wanted = {"sort": arguments.sort, "limit": _ROWS_MAX}
     return live.show(
-        lambda: client.call(target.store, "top", wanted),
+        lambda: gather(target.store, arguments.sort),
         lambda figures, rows: draw(figures, rows, target.mountpoint),
         arguments.interval,
         as_json=arguments.json,
     )
+
+
+def gather(store: Path, sort: str) -> dict[str, Any]:
+    """Ask the daemon for its figures and agents."""
+    figures = client.call(store, "top")
+    return figures | {"agents": sorted_agents(figures.pop("rows", []), sort)}
 
 
 def draw(figures: dict[str, Any], rows: int | None, mountpoint: Path | None) -> RenderableType:
@@ -45,15 +51,16 @@ def draw(figures: dict[str, Any], rows: int | None, mountpoint: Path | None) -> 
         "",
         _agents(shown),
     ]
-    hidden = figures["agent_count"] - len(shown)
+    hidden = len(figures["agents"]) - len(shown)
     if hidden:
         parts.append(Text(f"  and {hidden:,} more", "dim"))
     return Group(*parts)
 
 
 def _headline(figures: dict[str, Any], mountpoint: Path | None) -> str:
-    states = ", ".join(f"{count:,} {state}" for state, count in figures["agent_states"].items())
-    agents = output.count(figures["agent_count"], "agents") + (f" ({states})" if states else "")
+    counts = sorted(Counter(agent["state"] for agent in figures["agents"]).items())
+    states = ", ".join(f"{count:,} {state}" for state, count in counts)
+    agents = output.count(len(figures["agents"]), "agents") + (f" ({states})" if states else "")
     files = output.count(figures["files"], "files")
     return (
         f"{mountpoint or figures['store']}: {agents}, {files}, {figures['reduction']:.1f}x smaller"
@@ -104,7 +111,7 @@ def _agents(agents: list[dict[str, Any]]) -> Table:
             for key in ("logical_bytes", "shared_bytes", "exclusive_bytes", "hot_bytes")
         )
         table.add_row(
-            Text(agent["name"]),
+            Text(output.printable(agent["name"])),
             agent["state"],
             f"{agent['files']:,}",
             f"{agent['open_files']:,}",
