@@ -185,3 +185,21 @@ class AgentUse:
     """On tmpfs: its staged files, and the contents that it and perhaps others share there."""
     last_used_ns: int
     """Since the epoch; 0: never."""
+
+
+@dataclass(slots=True)
+class Holding:
+    """What the files of one kind take that one agent has."""
+
+    agent: str | None
+    """None: they are no agent's."""
+    kind: str
+    files: int = 0
+    logical_bytes: int = 0
+    """What they say they hold."""
+    stored_bytes: float = 0.0
+    """Their part of the segments: what is shared counts divided by those who share it."""
+    hot_bytes: int = 0
+    """Of the logical bytes, those on tmpfs; likewise, on disk and compacted, the next two."""
+    warm_bytes: int = 0
+    cold_bytes: int = 0

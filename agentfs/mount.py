@@ -178,6 +178,7 @@ class _Mount:
                 handlers = {
                     "stats": self._stats,
                     "top": self._top,
+                    "report": self._report,
                     "sync": self._sync,
                     "gc": self._gc,
                     "compact": self._compact,
@@ -304,6 +305,17 @@ class _Mount:
     async def _top(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         uses = await self._volume.census.uses()
         return self._figures(is_repeated=True) | {"rows": [dataclasses.asdict(use) for use in uses]}
+
+    async def _report(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
+        """The figures, and rows of three kinds, which "of" tells apart."""
+        holdings = await self._volume.breakdown(functools.partial(progress, "files"))
+        uses = await self._volume.census.uses()
+        rows = [
+            *({"of": "holding"} | dataclasses.asdict(holding) for holding in holdings),
+            *({"of": "agent"} | dataclasses.asdict(use) for use in uses),
+            *({"of": "sample"} | sample for sample in self._volume.samples.all()),
+        ]
+        return self._figures() | {"rows": rows}
 
     async def _sync(self, args: dict[str, Any], progress: server.ProgressFn) -> dict[str, Any]:
         with _naming_a_full_disk(self._config.store):

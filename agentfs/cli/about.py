@@ -39,5 +39,5 @@ def _complete_paths(parser: argparse.ArgumentParser, directory: object, file: ob
                 _complete_paths(command, directory, file)
         elif action.dest in ("mountpoint", "store", "target"):
             action.complete = directory  # type: ignore[attr-defined]
-        elif action.dest in ("profile", "source", "destination", "path"):
+        elif action.dest in ("out", "profile", "source", "destination", "path"):
             action.complete = file  # type: ignore[attr-defined]

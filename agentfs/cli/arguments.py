@@ -174,6 +174,10 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"how often to look (default: {live.DEFAULT_INTERVAL_S:g})",
     )
 
+    report = add("report", "report", "draw where the bytes are and what was saved, as a web page")
+    report.add_argument("out", metavar="OUT.html", help="the page, one file that needs no other")
+    report.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
+
     fsck = add("fsck", "fsck", "check all of a store, mounted or not, and repair one that is not")
     fsck.add_argument("target", nargs="?", metavar=_TARGET, help=_TARGET_HELP)
     fsck.add_argument(

@@ -120,7 +120,7 @@ class Describer:
         self._table = table
         self._namespace = namespace
         self._rules = rules
-        self._is_resident = is_resident
+        self.is_resident = is_resident
         self.paths = Paths(index, table)
 
     # One inode, by the directories above it from the root on
@@ -175,7 +175,7 @@ class Describer:
             return "hot"
         if inode.content is None:
             return None
-        if self._is_resident(inode.content):
+        if self.is_resident(inode.content):
             return "hot"
         return "cold" if self._index.contents.cost(inode.content)[1] > 0.5 else "warm"
 

@@ -118,7 +118,7 @@ class View:
             atime_ns=time.time_ns(),
             mtime_ns=self._began_ns,
             ctime_ns=self._began_ns,
-            parent=parent,
+            parent=parent if is_directory else None,  # an open of it says nothing of an agent
         )
 
     def _agents(self) -> list[tuple[int, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from agentfs.chunks import Store
 from agentfs.config import Profile
 from agentfs.filesystem import copies, fsck
 from agentfs.filesystem.agents import Agents
+from agentfs.filesystem.breakdown import Breakdown
 from agentfs.filesystem.census import Census
 from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
@@ -35,6 +37,7 @@ from agentfs.filesystem.ranges import holes_in
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import Totals
 from agentfs.filesystem.rewrite import Packing, Rewriter
+from agentfs.filesystem.samples import Samples
 from agentfs.filesystem.seal import Sealer
 from agentfs.filesystem.staging import (
     Staging,
@@ -45,7 +48,7 @@ from agentfs.filesystem.staging import (
 from agentfs.filesystem.turns import Turns
 from agentfs.filesystem.view import View
 from agentfs.index import Index
-from agentfs.model import Inode
+from agentfs.model import Holding, Inode
 from agentfs.policy.kinds import rules_of
 from agentfs.policy.sealing import due, packing_order
 
@@ -179,6 +182,7 @@ class Volume:
         self.census = Census(self.agents)
         self.view = self.table.unlisted = View(self.index, self.table, self.census)
         self._totals = Totals(self.index, path)
+        self.samples = Samples(functools.partial(self.stats, is_repeated=True))
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
         self._flush_at = 0.0
@@ -263,6 +267,7 @@ class Volume:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sealer.serve_fsync)
             nursery.start_soon(self._keep_copies)
+            nursery.start_soon(self.samples.run)
             nursery.start_soon(self._collector.compact_in_background)
             while True:
                 with trio.move_on_after(_TICK_S):
@@ -502,6 +507,11 @@ class Volume:
             rows.append(row)
             await turns.give()
         return rows
+
+    async def breakdown(self, progress: Progress) -> list[Holding]:
+        """Where the bytes are, by agent and kind."""
+        breakdown = Breakdown(self.index, self.table, self.namespace, self.describer)
+        return await breakdown.count(progress)
 
     def stats(self, *, is_repeated: bool = False) -> dict[str, Any]:
         """What `agentfs stats` shows of the store; of a large one not quite new if repeated."""
