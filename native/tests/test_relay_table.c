@@ -410,6 +410,22 @@ static void the_least_recently_used_of_the_put_attributes_goes(void)
     end();
 }
 
+static void the_highest_nodeid_is_that_of_an_inode(void)
+{
+    const uint64_t told[][2] = {/* nodeid, highest after it */
+                                {70, 70},
+                                {LEDGER_INODES_END, 70},
+                                {LEDGER_INODES_END + 1, 70},
+                                {60, 70},
+                                {LEDGER_INODES_END - 1, LEDGER_INODES_END - 1}};
+    begin();
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
+        table_set_ino(&table, told[i][0], told[i][0]);
+        CHECK(atomic_load(&table.ledger.file->highest) == told[i][1]);
+    }
+    end();
+}
+
 int main(void)
 {
     RUN(an_open_file_is_not_detached);
@@ -427,5 +443,6 @@ int main(void)
     RUN(both_directories_of_a_rename_change);
     RUN(attributes_put_for_an_attached_file_are_its_own);
     RUN(the_least_recently_used_of_the_put_attributes_goes);
+    RUN(the_highest_nodeid_is_that_of_an_inode);
     return 0;
 }
