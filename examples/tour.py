@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = Path(__file__).resolve().parent / "agents"
-FOLDER = "tour"
+FOLDER = "agents"  # each directory in it is an agent's
+PREFIX = "tour-"
 AGENTS = 18
 FORKS = 2
 AGENTS_ON_THE_NEWEST_PROMPT = 12  # a fleet never runs one version only
@@ -39,15 +40,18 @@ def main(argv: list[str]) -> int:
         if _agentfs(*command.split(" ", 1)) != 0:
             return 1
     folder = mountpoint / FOLDER
-    if folder.exists():
-        print(f"removing {folder} of the last tour")
-        shutil.rmtree(folder)
+    last = sorted(folder.glob(f"{PREFIX}*"))
+    if last:
+        print(f"removing {len(last)} agents of the last tour")
+    for home in last:
+        shutil.rmtree(home)
     _write(folder)
     print()
     if _agentfs("sync", str(mountpoint)) != 0 or _agentfs("stats", str(mountpoint)) != 0:
         return 1
     print()
     print(f"{mountpoint} stays mounted: write there with any program.")
+    print(f"To see who has what: {_command()} agents {mountpoint}")
     print(f"To stop: {_command()} umount {mountpoint}")
     return 0
 
@@ -67,7 +71,7 @@ def _write(folder: Path) -> None:
         fork = _home(folder, AGENTS + number)
         shutil.copytree(_home(folder, number), fork)
         _converse(fork, conversations[number + FORKS][0][-6:], [])
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in folder.glob(f"{PREFIX}*/**/*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(
         f"{len(conversations)} agents and {FORKS} forks of them wrote {len(files)} files, "
@@ -109,7 +113,7 @@ def _conversations() -> Iterator[tuple[list[dict[str, Any]], list[Path]]]:
 
 
 def _home(folder: Path, number: int) -> Path:
-    return folder / f"agent-{number + 1:02}"
+    return folder / f"{PREFIX}{number + 1:02}"
 
 
 def _default_mountpoint() -> str:
