@@ -123,16 +123,16 @@ class Tiers:
     """How long what stays where. The weights of policy/placement.py, in doublings."""
 
     cool_s: float = _key(300.0, 0.0, 31_536_000.0)
-    """A conversation that was used once leaves tmpfs after so long (seconds)."""
+    """After so long without use a conversation need not stay on tmpfs (seconds)."""
 
     cold_s: float = _key(3600.0, 0.0, 31_536_000.0)
-    """The same: it is cold after so long (seconds)."""
+    """After so long it is cold (seconds)."""
 
     idle_s: float = _key(900.0, 0.0, 31_536_000.0)
     """An agent is idle that used no file for so long (seconds)."""
 
     half_life_s: float = _key(300.0, 1.0, 31_536_000.0)
-    """After which an open counts half as much (seconds)."""
+    """Without use, after which half as many opens are expected (seconds)."""
 
     system_prompt: float = _key(4.0, -64.0, 64.0)
     """Weight of the kind."""
@@ -143,13 +143,13 @@ class Tiers:
     conversation: float = _key(0.0, -64.0, 64.0)
     """Weight of the kind."""
 
-    tool_result: float = _key(-2.0, -64.0, 64.0)
+    tool_result: float = _key(-1.0, -64.0, 64.0)
     """Weight of the kind."""
 
     other: float = _key(0.0, -64.0, 64.0)
     """Weight of files that are of no kind."""
 
-    idle: float = _key(-4.0, -64.0, 64.0)
+    idle: float = _key(-2.0, -64.0, 64.0)
     """Weight of an idle agent's files, an active one's being 0."""
 
     paused: float = _key(-6.0, -64.0, 64.0)

@@ -60,6 +60,9 @@ RESULTS = 3
 
 BLOCK_CACHE_BYTES = 4 << 20
 TURN_BYTES = 6 * KIB
+FULL_BYTES = 2 << 20
+"""Of a conversation: the context is full, and another one begins."""
+
 TURNS = 12
 """Of a session, on average."""
 
@@ -78,7 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     made = parser("day", __doc__)
     made.add_argument("--agents", type=int, default=200, help="default 200")
-    made.add_argument("--sessions", type=int, default=500, help="in the day (default 500)")
+    made.add_argument("--sessions", type=int, default=1000, help="in the day (default 1000)")
     made.add_argument("--zipf", type=float, default=1.0, help="exponent (default 1.0)")
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--policies", default="policy,lru,none", help="default policy,lru,none")
@@ -95,7 +98,7 @@ class Event:
     at_s: float
     agent: int
     action: str
-    """read, append or fork."""
+    """read, append, fork, or result: what a tool writes."""
     path: str
 
 
@@ -107,6 +110,12 @@ def role_tools(rng: random.Random) -> list[list[int]]:
     return [sorted(rng.sample(range(TOOLS), TOOLS_OF_A_ROLE)) for _ in range(ROLES)]
 
 
+def first_sizes(chosen: argparse.Namespace) -> list[int]:
+    """Of the agents' conversations in the morning: half of them above 540 KB."""
+    rng = random.Random(chosen.seed + 1)
+    return [min(int(rng.lognormvariate(13.2, 0.8)), FULL_BYTES) for _ in range(chosen.agents)]
+
+
 def trace(chosen: argparse.Namespace) -> list[Event]:
     """All that happens, in order."""
     rng = random.Random(chosen.seed)
@@ -114,33 +123,63 @@ def trace(chosen: argparse.Namespace) -> list[Event]:
     ranks = list(range(chosen.agents))
     rng.shuffle(ranks)
     weights = list(itertools.accumulate(1 / (rank + 1) ** chosen.zipf for rank in ranks))
-    events = []
+    turns = []
     for _ in range(chosen.sessions):
         agent = bisect.bisect(weights, rng.random() * weights[-1])
         at_s = rng.random() * DAY_S
         for _ in range(1 + int(rng.expovariate(1 / (TURNS - 1)))):
-            events += turn(rng, agent, at_s, tools[agent % ROLES])
+            turns.append((at_s, agent))
             at_s += rng.expovariate(1 / TURN_S)
-    for share in SCANS_AT:
-        for agent in range(chosen.agents):
-            path = f"{directory(agent)}/conversations/0.jsonl"
-            events.append(Event(share * DAY_S + agent * 0.2, agent, "read", path))
-    return sorted(event for event in events if event.at_s < DAY_S)
+    scans = [
+        (share * DAY_S + agent * 0.2, -1 - agent)
+        for share in SCANS_AT
+        for agent in range(chosen.agents)
+    ]
+    events = []
+    talks = [Talk(size) for size in first_sizes(chosen)]
+    for at_s, agent in sorted(turns + scans):
+        if agent < 0:
+            path = talks[-1 - agent].path(-1 - agent)
+            events.append(Event(at_s, -1 - agent, "read", path))
+        elif at_s < DAY_S:
+            events += turn(rng, agent, at_s, tools[agent % ROLES], talks[agent])
+    return sorted(events)
 
 
-def turn(rng: random.Random, agent: int, at_s: float, tools: list[int]) -> Iterator[Event]:
+@dataclass
+class Talk:
+    """An agent's conversation. When the context is full another is begun."""
+
+    size: int
+    number: int = 0
+
+    def path(self, agent: int) -> str:
+        return f"{directory(agent)}/conversations/{self.number}.jsonl"
+
+    def grow(self) -> None:
+        self.size += TURN_BYTES
+        if self.size > FULL_BYTES:
+            self.size, self.number = 0, self.number + 1
+
+
+def turn(
+    rng: random.Random, agent: int, at_s: float, tools: list[int], talk: Talk
+) -> Iterator[Event]:
     """An agent reads what it needs, and appends what came of it."""
-    base = directory(agent)
-    talk = f"{base}/conversations/0.jsonl"
+    base, path = directory(agent), talk.path(agent)
     yield Event(at_s, agent, "read", f"{base}/prompts/system.md")
     for number, tool in enumerate(rng.sample(tools, TOOLS_OF_A_TURN)):
         yield Event(at_s + 0.1 * (number + 1), agent, "read", f"{base}/tools/{tool:02}.json")
-    yield Event(at_s + 0.5, agent, "read", talk)
+    if talk.size:
+        yield Event(at_s + 0.5, agent, "read", path)
     if rng.random() < RESULT_SHARE:
-        yield Event(at_s + 1.0, agent, "read", f"{base}/results/{rng.randrange(RESULTS)}.txt")
+        result = f"{base}/results/{at_s:.0f}.txt"
+        yield Event(at_s + 1.0, agent, "result", result)
+        yield Event(at_s + 1.2, agent, "read", result)
     if rng.random() < FORK_SHARE:
-        yield Event(at_s + 1.5, agent, "fork", f"{talk}.{at_s:.0f}")
-    yield Event(at_s + 2.0, agent, "append", talk)
+        yield Event(at_s + 1.5, agent, "fork", path)
+    yield Event(at_s + 2.0, agent, "append", path)
+    talk.grow()
 
 
 # The kernel and the clock
@@ -199,7 +238,7 @@ class LeastRecentlyUsed(images.Images):
     def _was_opened(self, digest: bytes) -> bool:
         return True
 
-    async def cool(self) -> None: ...
+    async def settle(self) -> None: ...
 
 
 class Nothing(images.Images):
@@ -352,15 +391,19 @@ class Day:
                 await self.do(event)
 
     async def do(self, event: Event) -> None:
+        parent, name = self.place(event.path)
+        if event.action in ("read", "fork") and not self.volume.namespace.lookup(parent, name):
+            return  # another conversation was about to begin
         if event.action == "read":
             await self.read(event.path, event.path.split("/")[3])
         elif event.action == "append":
             await self.write(event.path, self.text(TURN_BYTES))
+        elif event.action == "result":
+            await self.write(event.path, self.text(RESULT_BYTES))
         else:
-            source = f"{directory(event.agent)}/conversations/0.jsonl"
             await self.volume.clone(
-                source.encode(),
                 event.path.encode(),
+                f"{event.path}.fork".encode(),
                 replaces=True,
                 progress=lambda done, total: None,
             )
@@ -368,8 +411,7 @@ class Day:
 
 def measure_one(name: str, work: Path, chosen: argparse.Namespace) -> Results:
     """The whole day with one way to decide."""
-    rng = random.Random(chosen.seed + 1)
-    sizes = [min(int(rng.lognormvariate(13.2, 0.8)), 4 << 20) for _ in range(chosen.agents)]
+    sizes = first_sizes(chosen)
     whole = sum(sizes) + ROLES * PROMPT_BYTES + TOOLS * TOOL_BYTES
     whole += chosen.agents * RESULTS * RESULT_BYTES
     budget = int(whole * HOT_BYTES_SHARE)

@@ -81,7 +81,7 @@ class Breakdown:
             return
         stored, is_cold = self._cost(inode.content)
         holding.stored_bytes += stored
-        if is_staged or self._describer.is_resident(inode.content):
+        if is_staged or self._describer.is_hot(inode.content):
             holding.hot_bytes += inode.size
         elif is_cold:
             holding.cold_bytes += inode.size

@@ -44,7 +44,8 @@ class Described:
     kind: str | None
     agent: str | None
     tier: str | None
-    """hot: on tmpfs; warm: on disk; cold: on disk and compacted. None: it has no bytes."""
+    """hot: it stays on tmpfs; warm: on disk, and perhaps still on tmpfs; cold: the same, compacted.
+    None: it has no bytes."""
     reduction: float | None
     """How many times smaller its part of the store is; None: it is not sealed, or not asked for."""
 
@@ -113,14 +114,14 @@ class Describer:
         namespace: Namespace,
         rules: Rules,
         *,
-        is_resident: Callable[[int], bool],
+        is_hot: Callable[[int], bool],
     ) -> None:
-        """:param is_resident: whether a content lies on tmpfs, for all who have it"""
+        """:param is_hot: whether a content lies on tmpfs and is to stay"""
         self._index = index
         self._table = table
         self._namespace = namespace
         self._rules = rules
-        self.is_resident = is_resident
+        self.is_hot = is_hot
         self.paths = Paths(index, table)
 
     # One inode, by the directories above it from the root on
@@ -169,13 +170,13 @@ class Describer:
         return next((value for value in reversed(values) if value is not None), None)
 
     def tier(self, inode: Inode) -> str | None:
-        """Where the bytes of a regular file are."""
+        """Where the bytes of a regular file belong, and are."""
         live = self._table.live(inode.id)
         if live is not None and live.staged is not None:
             return "hot"
         if inode.content is None:
             return None
-        if self.is_resident(inode.content):
+        if self.is_hot(inode.content):
             return "hot"
         return "cold" if self._index.contents.cost(inode.content)[1] > 0.5 else "warm"
 

@@ -145,8 +145,8 @@ class Files:
     async def tidy(self) -> None:
         """Called now and then: what can wait until then."""
 
-    def is_resident(self, content: int) -> bool:
-        """Whether a content lies on tmpfs, for all who have it."""
+    def is_hot(self, content: int) -> bool:
+        """Whether a content lies on tmpfs, for all who have it, and is to stay."""
         return False
 
     def resident_digests(self) -> Iterable[bytes]:

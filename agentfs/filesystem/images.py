@@ -5,11 +5,10 @@ inode that is attached to it, so all who map it share its pages. Images are made
 by decompressing, or kept when a staged file is sealed, which costs a rename.
 Together with staged files they stay within the budget of the tmpfs; to make room,
 the images that are worth least go first (`policy.placement`), never one that a program
-has open or that is pinned. Those that have cooled go without that.
+has open or that is pinned. When memory is scarce, those that have cooled go at once.
 
-What an image is worth is the score of its content, and what a byte of it is worth beside
-those of others. All heats decay alike, so one number says it for as long as nothing else
-changes: the score as if all uses were at the start of the clock.
+All scores fall alike with time, so one number says what an image is worth for as long as
+nothing else changes: the score it had when it was used, and when that was.
 """
 
 from __future__ import annotations
@@ -26,21 +25,14 @@ from typing import Protocol
 
 import trio
 
+from agentfs.filesystem import memory
 from agentfs.filesystem.contents import BytesLost, ContentReader
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.filesystem.turns import Turns
 from agentfs.model import Inode, Kind
-from agentfs.policy.placement import (
-    USUAL_IMPORTANCE,
-    Facts,
-    decayed,
-    is_kept,
-    score,
-    tier,
-    worth_of_bytes,
-)
+from agentfs.policy.placement import USUAL_IMPORTANCE, Facts, is_kept, score, tier
 
 _LARGEST_SHARE = 0.5
 """Of the budget; a larger content is served from the store, not made resident."""
@@ -56,9 +48,6 @@ _OPENED_KEPT = 65_536
 
 _PLACES_KEPT = 8
 """Of an image: the directories through which it was last opened are those that matter."""
-
-_PAST_KEPT = 65_536
-"""In 10 MB."""
 
 _ROUND_S = 5.0
 """From one judging of all images to the next, if the first is done by then."""
@@ -127,7 +116,6 @@ class Image:
         "content",
         "digest",
         "facts",
-        "heat",
         "is_frozen",
         "is_pinned",
         "path",
@@ -151,8 +139,6 @@ class Image:
         """(inode, name) by directory, of files it was last opened through."""
         self.facts = Facts(Kind.OTHER, None, USUAL_IMPORTANCE, 1)
         self.is_pinned = False
-        self.heat = 0.0
-        """At the time of *used_at*."""
         self.used_at = 0.0
         self.priority = 0.0
         self.is_frozen = False
@@ -182,8 +168,6 @@ class Images:
         self._images: dict[bytes, Image] = {}
         self._made: dict[bytes, trio.Event] = {}
         self._opened: dict[bytes, None] = {}
-        self._past: dict[bytes | int, tuple[float, float]] = {}
-        """(heat, when) of contents that were resident, by digest, and of files, by inode."""
         self._order: list[tuple[float, int, Image]] = []
         """A heap of (priority, number, image), an entry for each time an image was ranked; the
         latest of an image counts."""
@@ -191,6 +175,7 @@ class Images:
         self._round: list[Image] = []
         """Images to be judged anew."""
         self._next_round = 0.0
+        self._is_scarce = False
         self.clock: Callable[[], float] = time.monotonic
         self._in_small_pages: list[Image] = []
         staging.make_room = self.make_room
@@ -283,7 +268,6 @@ class Images:
             os.close(fd)
         image = self._add(digest, path, backing, size)
         image.content = content
-        image.heat, image.used_at = self._past.pop(digest, (0.0, 0.0))
         self._touch(image)
 
     def _add(self, digest: bytes, path: str, backing: int, size: int) -> Image:
@@ -299,9 +283,7 @@ class Images:
         """The image of a content, if there is one."""
         return self._images.get(self._reader.recipe(content).digest)
 
-    def adopt(
-        self, content: int, staged: StagedFile, backing: int, size: int, inode_id: int
-    ) -> Image | None:
+    def adopt(self, content: int, staged: StagedFile, backing: int, size: int) -> Image | None:
         """Make a sealed file's staged copy the image of its content.
 
         None: there is one already, or there is to be none.
@@ -319,7 +301,6 @@ class Images:
         image = self._add(digest, path, backing, size)
         image.is_frozen = staged.is_frozen
         image.content = content
-        image.heat, image.used_at = self._past.pop(inode_id, (0.0, 0.0))
         self._touch(image)
         return image
 
@@ -337,7 +318,6 @@ class Images:
 
     def give_up(self, image: Image, inode_id: int) -> StagedFile:
         """Turn an image that has one user back into that user's staged file."""
-        self._remember(inode_id, image)
         del self._images[image.digest]
         staged = self._staging.accept(inode_id, image.path)
         self._staging.count_images(-image.size)
@@ -364,18 +344,12 @@ class Images:
         self._touch(image)
 
     def _touch(self, image: Image) -> None:
-        now = self.clock()
-        image.heat = 1.0 + self._heat(image, now)
-        image.used_at = now
+        image.used_at = self.clock()
         self._rank(image)
-
-    def _heat(self, image: Image, now: float) -> float:
-        return decayed(image.heat, now - image.used_at, self._placement.weights)
 
     def _priority(self, image: Image) -> float:
         weights = self._placement.weights
-        standing = score(replace(image.facts, heat=image.heat), weights)
-        return standing + worth_of_bytes(image.size) + image.used_at / weights.half_life_s
+        return score(image.facts, weights) + image.used_at / weights.half_life_s
 
     def _rank(self, image: Image) -> None:
         image.priority = self._priority(image)
@@ -390,27 +364,28 @@ class Images:
         """Look at what the content is to agents by now."""
         image.facts, image.is_pinned = self._placement.facts(image.content, image.places)
         if is_kept(image.facts):
-            now = self.clock()
-            image.heat, image.used_at = max(self._heat(image, now), 1.0), now
+            image.used_at = self.clock()
         self._rank(image)
 
-    def _remember(self, key: bytes | int, image: Image) -> None:
-        """Keep how hot something was, for when it comes back."""
-        self._past.pop(key, None)
-        self._past[key] = (image.heat, image.used_at)
-        if len(self._past) > _PAST_KEPT:
-            del self._past[next(iter(self._past))]
+    def tier(self, image: Image) -> str:
+        """Where it belongs: hot, if it is to stay."""
+        users = image.users.items()
+        if image.is_pinned or any(one.handles or self._relay.opens(at) for at, one in users):
+            return "hot"
+        aged = replace(image.facts, age_s=self.clock() - image.used_at)
+        return tier(aged, self._placement.weights)
 
     def judge_anew(self) -> None:
         """Attributes have changed: what was found holds no more."""
         self._placement.forget()
         self._next_round = 0.0
 
-    async def cool(self) -> None:
-        """Judge images anew, in rounds, and drop those that have cooled."""
+    async def settle(self) -> None:
+        """Judge images anew, in rounds; while memory is scarce, drop those that have cooled."""
         now = self.clock()
         if not self._round and now >= self._next_round:
             self._next_round = now + _ROUND_S
+            self._is_scarce = memory.is_scarce()
             await self._placement.note_open_files()
             self._round = list(self._images.values())
         self._placement.note_uses()
@@ -418,9 +393,7 @@ class Images:
         for image in [self._round.pop() for _ in range(min(len(self._round), _JUDGED))]:
             if self._images.get(image.digest) is image:
                 self._judge(image)
-                age_s = now - image.used_at
-                is_hot = tier(image.facts, age_s, self._placement.weights) == "hot"
-                if not is_hot and not image.is_pinned:
+                if self._is_scarce and self.tier(image) != "hot":
                     self._drop(image)
             await turns.give()
 
@@ -462,7 +435,6 @@ class Images:
         for file in list(image.users.values()):
             if not self.leave(file):
                 return False
-        self._remember(image.digest, image)
         del self._images[image.digest]
         self._relay.unregister(image.backing)
         os.unlink(image.path)

@@ -361,7 +361,7 @@ class PassthroughFiles(Files):
                 file.refresh()
                 self._recount(file, file.staged)
         self.images.make_room(0)
-        await self.images.cool()
+        await self.images.settle()
         await self.images.collapse()
 
     def attributes_set(self, file: LiveFile) -> None:
@@ -406,8 +406,9 @@ class PassthroughFiles(Files):
         self._grant_anew(file)  # size and times are no longer those of the copy
         return twin
 
-    def is_resident(self, content: int) -> bool:
-        return self.images.find(content) is not None
+    def is_hot(self, content: int) -> bool:
+        image = self.images.find(content)
+        return image is not None and self.images.tier(image) == "hot"
 
     def resident_digests(self) -> Iterable[bytes]:
         return self.images.digests()
@@ -436,9 +437,7 @@ class PassthroughFiles(Files):
 
     def _keep_as_image(self, file: LiveFile, staged: StagedFile, backing: int) -> bool:
         assert file.inode.content is not None
-        image = self.images.adopt(
-            file.inode.content, staged, backing, file.inode.size, file.inode.id
-        )
+        image = self.images.adopt(file.inode.content, staged, backing, file.inode.size)
         if image is None:
             return False
         file.staged = None

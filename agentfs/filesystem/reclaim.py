@@ -13,7 +13,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,13 +39,16 @@ from agentfs.filesystem.staging import Staging
 from agentfs.index import Index
 from agentfs.model import SegmentUse, StoredChunk
 from agentfs.policy.compaction import (
+    COLD_LOOK_S,
     REST_S,
+    WORTH_BYTES,
     garbage_bytes,
     is_due,
     is_too_much,
     live_bytes,
     to_collect,
     to_compact,
+    without_warm,
 )
 
 log = logging.getLogger(__name__)
@@ -114,6 +125,7 @@ class Collector:
         garbage_share: float,
         segment_bytes: int,
         background_cpu: float,
+        warm_bytes: Callable[[], Awaitable[Mapping[int, int]]],
     ) -> None:
         """
         :param is_busy: whether others need the machine just now: compaction waits
@@ -123,6 +135,7 @@ class Collector:
         :param garbage_share: of a segment's bytes, from which it is rewritten (0 to 1)
         :param segment_bytes: of a full segment
         :param background_cpu: cores that compaction may take when nobody asked for it
+        :param warm_bytes: raw bytes of each segment that are in files that are not cold
         """
         self._index = index
         self._contents = index.contents
@@ -140,6 +153,7 @@ class Collector:
         self._garbage_share = garbage_share
         self._segment_bytes = segment_bytes
         self._background_cpu = background_cpu
+        self._warm_bytes = warm_bytes
         self._one_at_a_time = trio.Lock()
         self._background = trio.CancelScope()
         self.state = CompactionState()
@@ -177,6 +191,7 @@ class Collector:
         pace = round(_FULL_PACE * self._background_cpu / threads)
         changes, since = -1, 0.0
         settled = -1  # the changes after which there was nothing to do
+        next_look = trio.current_time() + COLD_LOOK_S
         while True:
             await trio.sleep(_LOOK_S)
             if changes != self._index.changes:
@@ -190,6 +205,9 @@ class Collector:
                 work = partial(self._compact, pace, threads, _nobody_looks)
             elif is_too_much(garbage, stored, self._garbage_share):
                 work = partial(self._collect, pace, threads, _nobody_looks, gives_way=True)
+            elif young >= WORTH_BYTES and trio.current_time() >= next_look:
+                next_look = trio.current_time() + COLD_LOOK_S
+                await self._compact_cold(pace, threads)
             if work is not None:
                 removed = self._rewriter.removed
                 with trio.CancelScope() as self._background:
@@ -202,6 +220,19 @@ class Collector:
                     await self._on_removed()
             elif rested_s >= REST_S:
                 settled = changes
+
+    async def _compact_cold(self, pace: int, threads: int) -> None:
+        """Pack what no agent uses any more of a store that does not rest."""
+        uses = self._contents.segments()  # first: what is sealed from now on is warm
+        uses = without_warm(uses, await self._warm_bytes())
+        if sum(use.young for use in uses) < WORTH_BYTES:
+            return
+        removed, only = self._rewriter.removed, {use.number for use in uses}
+        with trio.CancelScope() as self._background:
+            async with self._one_at_a_time:
+                await _try(partial(self._compact, pace, threads, _nobody_looks, only))
+        if self._rewriter.removed != removed:
+            await self._on_removed()
 
     def _backlog(self) -> tuple[int, float, int]:
         """(raw bytes not packed yet, bytes that could be given back, bytes of all segments)."""
@@ -244,10 +275,20 @@ class Collector:
         return result
 
     async def _compact(
-        self, pace: int, threads: int, progress: Callable[[int, int], None]
+        self,
+        pace: int,
+        threads: int,
+        progress: Callable[[int, int], None],
+        only: Container[int] | None = None,
     ) -> Reclaimed:
+        """:param only: segments that may be taken; None: all"""
         result, before, removed = Reclaimed(), self._stored_bytes(), self._rewriter.removed
-        victims = await self._drop(result, self._to_compact)
+        victims = await self._drop(
+            result,
+            lambda uses, sizes: self._to_compact(
+                [use for use in uses if only is None or use.number in only], sizes
+            ),
+        )
         state = self.state
         state.done_bytes, state.total_bytes = 0, sum(use.live for use in victims)
 

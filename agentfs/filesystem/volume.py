@@ -134,7 +134,7 @@ class Volume:
             self.table,
             self.namespace,
             rules_of(profile.kinds),
-            is_resident=lambda content: self.files.is_resident(content),
+            is_hot=lambda content: self.files.is_hot(content),
         )
         self.placement = Placement(self.index, self.table, self.describer, profile.tiers)
         self.files = (
@@ -174,6 +174,7 @@ class Volume:
             garbage_share=settings.gc_garbage_share,
             segment_bytes=settings.segment_bytes,
             background_cpu=settings.background_cpu,
+            warm_bytes=self.placement.warm_bytes,
         )
         self.cloner = Cloner(
             self.index, self.table, self.namespace, self.staging, self.files, self.sealer

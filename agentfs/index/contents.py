@@ -158,6 +158,22 @@ class Contents:
             "SELECT id, digest FROM content WHERE id > ? ORDER BY id LIMIT ?", (content, limit)
         ).fetchall()
 
+    def bytes_by_segment(self, content: int) -> Counter[int]:
+        """How many raw bytes of a content lie in which segment. Some 3 us a chunk."""
+        row = self._execute("SELECT recipe FROM content WHERE id = ?", (content,)).fetchone()
+        found: Counter[int] = Counter()
+        for chunk in chunk_ids(row[0]) if row is not None else ():
+            found.update(
+                dict(
+                    self._execute(
+                        "SELECT segment, length FROM chunk JOIN block ON block.id = chunk.block"
+                        " WHERE chunk.id = ?",
+                        (chunk,),
+                    )
+                )
+            )
+        return found
+
     def recipes_after(self, content: int, limit: int) -> list[tuple[int, bytes]]:
         """(id, recipe) of the next *limit* contents after that id which files name."""
         return self._execute(

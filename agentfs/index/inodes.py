@@ -80,6 +80,22 @@ class Inodes:
             ),
         )
 
+    def used_since(self, since_ns: int, after: int, span: int) -> list[tuple[int, int, int, int]]:
+        """(id, parent, content, when it was used) of sealed files used since then, of the *span*
+        numbers that follow *after*.
+        """
+        return self._execute(
+            "SELECT id, parent, content, max(atime, mtime) FROM inode WHERE id > ?1"
+            " AND id <= ?1 + ?2 AND content IS NOT NULL AND parent IS NOT NULL"
+            " AND max(atime, mtime) >= ?3",
+            (after, span, since_ns),
+        ).fetchall()
+
+    @property
+    def last(self) -> int:
+        """The highest number given out."""
+        return self._last_id
+
     def set_sealed(self, inode: Inode, content: int | None, size: int, holes: int | None) -> None:
         """Name the sealed content, and write owner, mode and times; as `set_content`."""
         self._execute(

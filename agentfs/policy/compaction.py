@@ -24,6 +24,12 @@ _YOUNG_SHARE = 0.1
 WORTH_BYTES = 8 << 20
 """Young or garbage bytes for which background work begins: a block."""
 
+_WARM_SHARE = 0.25
+"""Of a segment's live bytes, up to which it is packed though the store does not rest."""
+
+COLD_LOOK_S = 600.0
+"""How often a store that does not rest is looked through for what has become cold."""
+
 REST_S = 60.0
 """Without a change, after which background work begins."""
 
@@ -98,6 +104,14 @@ def to_compact(
         chosen.append(use)
         taken += use.live
     return sorted(chosen, key=lambda use: use.number)
+
+
+def without_warm(uses: Iterable[SegmentUse], warm: Mapping[int, int]) -> list[SegmentUse]:
+    """Those segments that hold little of what agents still use.
+
+    :param warm: raw bytes of each that are in files that are not cold
+    """
+    return [use for use in uses if warm.get(use.number, 0) <= _WARM_SHARE * use.live]
 
 
 def is_due(young: int, garbage: float, rested_s: float) -> bool:

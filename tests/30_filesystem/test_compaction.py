@@ -6,9 +6,11 @@ import contextlib
 import errno
 import functools
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +389,32 @@ async def test_a_store_at_rest_is_compacted_unasked(
             while shell.volume.stats()["young_bytes"]:
                 await trio.sleep(0.05)
     await assert_intact(shell, files)
+
+
+async def test_a_store_that_never_rests_packs_what_is_cold(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reclaim, "_LOOK_S", 0.05)
+    monkeypatch.setattr(reclaim, "COLD_LOOK_S", 0.1)
+    monkeypatch.setattr(reclaim, "WORTH_BYTES", MIB)
+    settings = profile()
+    small = replace(settings.store, segment_bytes=MIB)
+    shell = machine.open(replace(settings, store=small))
+    for path in ("/old", "/new"):
+        shell.mkdir(path)
+        for number in range(4):
+            await shell.write(f"{path}/{number}", os.urandom(MIB))
+        await shell.sync()
+    for number in range(4):
+        shell.change(f"/old/{number}", mtime_ns=1, atime_ns=1)
+    tiers: set[str] = set()
+    async with running(shell.volume):
+        with trio.fail_after(30):
+            while tiers != {"cold"}:
+                shell.change("/new", mode=0o755)  # it changes all the time
+                await trio.sleep(0.02)
+                tiers = {shell.describe(f"/old/{number}", "tier") for number in range(4)}
+    assert {shell.describe(f"/new/{number}", "tier") for number in range(4)} == {"warm"}
 
 
 # Killed

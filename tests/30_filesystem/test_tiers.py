@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from agentfs.config import Tiers
+from agentfs.filesystem import memory
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.model import Kind
-from agentfs.policy.placement import Facts, decayed, score, tier, worth_of_bytes
+from agentfs.policy.placement import Facts, score, tier
 from fakes.relay import FakeRelay
 from fakes.volumes import Machine, Shell, profile, quiet
 
 WEIGHTS = Tiers()
-USED_ONCE = Facts(Kind.CONVERSATION, "active", 50, 1)
+USED = Facts(Kind.CONVERSATION, "active", 50, 1)
 MINUTE_S = 60.0
 
 IMAGE_BYTES = 400_000
@@ -32,8 +34,9 @@ IMAGE_BYTES = 400_000
         ({}, 61 * MINUTE_S, "cold"),
         ({"kind": Kind.SYSTEM_PROMPT}, 86_400.0, "hot"),
         ({"kind": Kind.TOOL_DEFINITION}, 86_400.0, "hot"),
-        ({"kind": Kind.SYSTEM_PROMPT, "state": "idle"}, 4 * MINUTE_S, "hot"),
-        ({"kind": Kind.SYSTEM_PROMPT, "state": "idle"}, 6 * MINUTE_S, "warm"),
+        ({"kind": Kind.SYSTEM_PROMPT, "state": "idle"}, 14 * MINUTE_S, "hot"),
+        ({"kind": Kind.SYSTEM_PROMPT, "state": "idle"}, 16 * MINUTE_S, "warm"),
+        ({"kind": Kind.TOOL_RESULT}, 0.0, "hot"),
         ({"kind": Kind.TOOL_RESULT}, 1.0, "warm"),
         ({"state": "idle"}, 1.0, "warm"),
         ({"state": "paused"}, 31 * MINUTE_S, "cold"),
@@ -46,25 +49,38 @@ IMAGE_BYTES = 400_000
 def test_a_tier_follows_from_kind_agent_age_and_sharing(
     change: dict[str, object], age_s: float, expected: str
 ) -> None:
-    assert tier(replace(USED_ONCE, **change), age_s, WEIGHTS) == expected  # type: ignore[arg-type]
+    assert tier(replace(USED, age_s=age_s, **change), WEIGHTS) == expected  # type: ignore[arg-type]
 
 
-def test_a_score_counts_in_doublings_of_use() -> None:
-    assert score(USED_ONCE, WEIGHTS) == 0.0
-    assert score(replace(USED_ONCE, heat=8.0), WEIGHTS) == 3.0
-    assert decayed(8.0, 2 * WEIGHTS.half_life_s, WEIGHTS) == 2.0
-    assert score(replace(USED_ONCE, heat=0.0), WEIGHTS) < -400, "and not an error"
+def test_a_score_falls_by_one_in_each_half_life() -> None:
+    assert score(USED, WEIGHTS) == 0.0
+    assert score(replace(USED, age_s=3 * WEIGHTS.half_life_s), WEIGHTS) == -3.0
 
 
 def test_weights_are_the_profiles() -> None:
     mine = Tiers(tool_result=9.0, cool_s=10.0)
-    assert tier(replace(USED_ONCE, kind=Kind.TOOL_RESULT), 60.0, mine) == "hot"
-    assert tier(USED_ONCE, 60.0, mine) == "warm"
+    assert tier(replace(USED, kind=Kind.TOOL_RESULT, age_s=60.0), mine) == "hot"
+    assert tier(replace(USED, age_s=60.0), mine) == "warm"
 
 
-def test_a_byte_of_a_small_content_is_worth_more() -> None:
-    assert worth_of_bytes(64 << 10) > worth_of_bytes(1 << 20) > worth_of_bytes(1 << 30) > 0
-    assert worth_of_bytes(0) > 0
+@pytest.mark.parametrize(
+    ("available_kib", "stalled", "expected"),
+    [(500, "0.00", False), (99, "0.00", True), (500, "12.50", True), (500, None, False)],
+)
+def test_memory_is_scarce_when_little_is_left_or_programs_wait_for_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    available_kib: int,
+    stalled: str | None,
+    expected: bool,
+) -> None:
+    meminfo, pressure = tmp_path / "meminfo", tmp_path / "pressure"
+    meminfo.write_text(f"MemTotal:  1000 kB\nMemAvailable:  {available_kib} kB\nHugePages: 0\n")
+    if stalled is not None:
+        pressure.write_text(f"some avg10={stalled} avg60=0.00 avg300=0.00 total=1\n")
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_PRESSURE", pressure)
+    assert memory.is_scarce() == expected
 
 
 # The images of a volume whose kernel does nothing
@@ -119,6 +135,10 @@ class Resident:
     def tiers(self, *paths: str) -> list[str]:
         return [self.shell.describe(path, "tier") for path in paths]
 
+    def have_images(self, *paths: str) -> list[bool]:
+        contents = [self.shell.inode(path).content for path in paths]
+        return [self.files.images.find(content or 0) is not None for content in contents]
+
 
 @pytest.fixture
 def resident(machine: Machine) -> Resident:
@@ -139,20 +159,28 @@ async def test_conversations_cool_and_prompts_of_active_agents_stay(resident: Re
     assert resident.tiers(*paths) == ["hot", "warm", "hot"], "the agent has just used a file"
 
 
-async def test_what_is_open_does_not_cool(resident: Resident) -> None:
-    await resident.make("/c")
-    await resident.use("/c")
-    resident.relay.open_files[resident.shell.inode("/c").id] = 1
+async def test_what_has_cooled_leaves_when_memory_is_scarce(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = ("/agents/a/prompts/p", "/agents/a/conversations/c", "/open/c")
+    await resident.make(*paths)
+    for path in paths:
+        await resident.use(path)
+    resident.relay.open_files[resident.shell.inode("/open/c").id] = 1
     await resident.pass_(10_000)
-    assert resident.tiers("/c") == ["hot"]
+    assert resident.tiers(*paths) == ["hot", "warm", "hot"]
+    assert resident.have_images(*paths) == [True, True, True], "nobody wants the memory"
+    monkeypatch.setattr(memory, "is_scarce", lambda: True)
+    await resident.settle()
+    assert resident.have_images(*paths) == [True, False, True]
     resident.relay.open_files.clear()
-    await resident.pass_(1)
-    assert resident.tiers("/c") == ["warm"]
+    await resident.settle()
+    assert resident.have_images(*paths) == [True, False, False]
 
 
 async def test_a_paused_agents_files_give_way_first(resident: Resident) -> None:
     paths = [f"/agents/{name}/conversations/c" for name in "abcdefgh"]
-    await resident.make(*paths, "/new1", "/new2", "/new3")
+    await resident.make(*paths, "/new1", "/new2", "/new3", "/new4")
     for path in paths:
         await resident.use(path)
     agents = resident.shell.volume.agents
@@ -161,14 +189,14 @@ async def test_a_paused_agents_files_give_way_first(resident: Resident) -> None:
     agents.set(agents.directories(b"a"), "importance", "90")
     resident.files.judge_anew()
     await resident.settle()
-    assert resident.tiers(paths[4]) == ["warm"], "nobody waits for room to take a paused one's"
+    assert resident.tiers(paths[4]) == ["warm"]
     for new in ("/new1", "/new2", "/new3"):
         await resident.use(new)
-        await resident.use(new)
-    assert resident.tiers("/new1", "/new2", "/new3") == ["hot"] * 3
-    await resident.use(paths[4])
-    assert resident.tiers(paths[5]) == ["warm"], "the least important went"
-    assert resident.tiers(paths[0]) == ["hot"], "the oldest is the most important"
+    assert resident.have_images(*paths).index(False) == 4
+    assert resident.have_images(*paths).count(False) == 1
+    await resident.use("/new4")
+    assert resident.have_images(paths[5]) == [False], "then the least important one's"
+    assert resident.have_images(*paths).count(False) == 2, "the oldest is the most important"
 
 
 async def test_a_scan_of_everything_leaves_what_is_used_often(resident: Resident) -> None:
@@ -181,30 +209,14 @@ async def test_a_scan_of_everything_leaves_what_is_used_often(resident: Resident
     await resident.settle()
     for path in seldom:
         await resident.use(path)
-    assert resident.tiers(*often) == ["hot"] * 3
+    assert resident.have_images(*often) == [True] * 3
+    assert resident.have_images(*seldom).count(True) == 7
     assert resident.shell.volume.staging.used_bytes <= 10 * IMAGE_BYTES
 
 
-async def test_a_conversation_that_grows_stays_as_hot_as_it_was(resident: Resident) -> None:
-    await resident.make("/c")
-    for _ in range(5):
-        await resident.use("/c")
-    images = resident.files.images
-    before = images.find(resident.shell.inode("/c").content or 0)
-    assert before is not None
-    inode = resident.shell.inode("/c")
-    await resident.files.prepare(inode, os.O_RDWR)
-    handle = resident.files.open(inode, os.O_RDWR, is_privileged=True)
-    await resident.files.write(handle, inode.size, b"a turn")
-    resident.files.release(handle)
-    await resident.shell.sync()
-    after = images.find(resident.shell.inode("/c").content or 0)
-    assert after is not None
-    assert after is not before
-    assert after.heat > before.heat
-
-
-async def test_what_is_pinned_stays_and_all_else_makes_room(resident: Resident) -> None:
+async def test_what_is_pinned_stays_and_all_else_makes_room(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await resident.make("/kept/c", "/other", *[f"/{number}" for number in range(12)])
     resident.shell.set_xattr("/kept", b"user.agentfs.pin", b"1")
     for path in ("/kept/c", "/other"):
@@ -212,13 +224,14 @@ async def test_what_is_pinned_stays_and_all_else_makes_room(resident: Resident) 
     await resident.settle()
     for number in range(12):
         await resident.use(f"/{number}")
-    assert resident.tiers("/kept/c", "/other") == ["hot", "warm"]
+    assert resident.have_images("/kept/c", "/other") == [True, False]
+    monkeypatch.setattr(memory, "is_scarce", lambda: True)
     await resident.pass_(100_000)
     assert resident.tiers("/kept/c") == ["hot"]
     resident.shell.remove_xattr("/kept", b"user.agentfs.pin")
     resident.files.judge_anew()
-    await resident.pass_(1)
-    assert resident.tiers("/kept/c") == ["warm"]
+    await resident.settle()
+    assert resident.have_images("/kept/c") == [False]
 
 
 async def test_a_pin_on_a_file_holds_for_that_file(resident: Resident) -> None:
