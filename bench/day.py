@@ -7,10 +7,11 @@ reads all conversations. tmpfs has room for a tenth of what there is.
 
 The files, the store, the staging and the images are the real ones, and so are the times: opening
 a file and reading all of it, as the daemon does that. What is simulated is the kernel, which
-attaches files, and the clock, so that a day takes minutes. Three ways to decide what stays, on the
+attaches files, and the clock, so that a day takes minutes. Four ways to decide what stays, on the
 same trace:
 
-    policy   as configured: by kind, agent, use, sharing and size
+    policy   as configured: by kind, agent, sharing and last use
+    scarce   the same on a machine short of memory: what has cooled leaves at once
     lru      what was used last stays; all is made resident when it is opened
     none     nothing is resident; all of the budget is given to the cache of decompressed blocks
 
@@ -37,7 +38,7 @@ from typing import Any
 import trio
 
 from agentfs import config
-from agentfs.filesystem import images, livefile, passthrough, placement
+from agentfs.filesystem import images, livefile, memory, passthrough, placement
 from agentfs.filesystem.namespace import Caller
 from agentfs.filesystem.volume import Volume
 from agentfs.model import ROOT_INODE
@@ -84,7 +85,7 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--sessions", type=int, default=1000, help="in the day (default 1000)")
     made.add_argument("--zipf", type=float, default=1.0, help="exponent (default 1.0)")
     made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--policies", default="policy,lru,none", help="default policy,lru,none")
+    made.add_argument("--policies", default="policy,scarce,lru,none", help="default: all")
     return made
 
 
@@ -253,6 +254,7 @@ class Nothing(images.Images):
 
 POLICIES: dict[str, type[images.Images]] = {
     "policy": images.Images,
+    "scarce": images.Images,
     "lru": LeastRecentlyUsed,
     "none": Nothing,
 }
@@ -274,6 +276,7 @@ class Day:
         self.ms: dict[str, list[float]] = collections.defaultdict(list)
         self.tools: dict[int, bytes] = {}
         self.ticked = clock.now
+        self.used: list[int] = []
 
     def text(self, size: int) -> bytes:
         """New bytes, like those that agents write."""
@@ -360,6 +363,7 @@ class Day:
         await self.volume.sealer.seal(staged, wait=True)
         await self.volume.files.tidy()
         self.volume.index.checkpoint_if_due()
+        self.used.append(self.volume.staging.used_bytes)
 
     async def live(self, sizes: list[int]) -> None:
         """The whole day, with housekeeping for who waits for room."""
@@ -424,6 +428,7 @@ def measure_one(name: str, work: Path, chosen: argparse.Namespace) -> Results:
     )
     clock = Clock()
     livefile.time = placement.time = clock  # type: ignore[attr-defined]
+    memory.is_scarce = lambda: name == "scarce"
     passthrough.Images = POLICIES[name]  # type: ignore[misc]
     with tempfile.TemporaryDirectory(dir=work) as directory_:
         volume = Volume(Path(directory_), profile, relay=Kernel())
@@ -444,6 +449,7 @@ def measure_one(name: str, work: Path, chosen: argparse.Namespace) -> Results:
         "median_ms": statistics.median(ms),
         "p99_ms": statistics.quantiles(ms, n=100)[98],
         "mean_ms": statistics.fmean(ms),
+        "used_mib": statistics.fmean(day.used) / 2**20,
         **{f"hot {kind}": day.hot[kind] / len(day.ms[kind]) for kind in sorted(day.ms)},
     }
 

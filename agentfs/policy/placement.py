@@ -11,9 +11,10 @@ eviction, the tiers that people see and compaction ask nothing else. What is not
 may stay on tmpfs until the room, or the memory, is wanted; it is the first to go then.
 
 How often a content was opened does not count, only when: sessions are bursts, and what had
-many opens in the last one is no more likely to be opened than what has its first in this. In
-`bench.day` counting them costs a tenth of the hits of conversations. Nor does the size: a
-byte of a large content saves as much time as one of a small.
+many opens in the last one is no more likely to be opened than what has its first in this. On
+the trace of `bench.day` with 4,000 sessions, counting opens left 71 % of conversations hot
+instead of 79 %. Nor does the size: a byte of a large content saves as much time as one of a
+small.
 """
 
 from __future__ import annotations
