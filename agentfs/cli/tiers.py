@@ -24,7 +24,9 @@ def pin_command(arguments: argparse.Namespace) -> int:
     try:
         os.setxattr(path, _PIN, b"1")
     except PermissionError as error:
-        raise NotPermitted(f"you may not write to {path}") from error
+        raise NotPermitted(
+            f"you may not pin {path}: that takes root or the mount's user"
+        ) from error
     return _warm(arguments, path, mount, inside, "is pinned")
 
 

@@ -24,7 +24,7 @@ from agentfs.filesystem.breakdown import Breakdown
 from agentfs.filesystem.census import Census
 from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
-from agentfs.filesystem.description import Described, Describer
+from agentfs.filesystem.description import PIN_ATTRIBUTE, Described, Describer
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
@@ -269,6 +269,7 @@ class Volume:
             nursery.start_soon(self.sealer.serve_fsync)
             nursery.start_soon(self._keep_copies)
             nursery.start_soon(self.samples.run)
+            nursery.start_soon(self._warm_pinned)
             nursery.start_soon(self._collector.compact_in_background)
             while True:
                 with trio.move_on_after(_TICK_S):
@@ -459,15 +460,27 @@ class Volume:
         :param progress: called with (files looked at, 0)
         :raises OSError: ENOENT or ENOTDIR
         """
+        top = self.namespace.walk(path)[-1]
+        return await self._warm(top, path.rpartition(b"/")[2], progress)
+
+    async def _warm_pinned(self) -> None:
+        """Bring what is pinned, as far as there is room, when a mount begins."""
+        for number in self.index.xattrs.inodes_with(PIN_ATTRIBUTE):
+            try:
+                await self._warm(self.table.get(number), b"", lambda done, total: None)
+            except OSError as error:
+                log.warning("cannot warm pinned inode %d: %s", number, error)
+
+    async def _warm(self, top: Inode, name: bytes, progress: Progress) -> Warmed:
         warmed, room = Warmed(), self.files.room_to_warm()
-        async for inode, name in self._files_below(path):
+        async for inode, its_name in self._files_below(top, name):
             live = self.table.live(inode.id)
             is_staged = live is not None and live.staged is not None
             warmed.files += 1
             warmed.bytes += inode.size
             if inode.content is not None and not is_staged:
                 room -= inode.size
-                if room < 0 or not await self._try_to_warm(inode, name):
+                if room < 0 or not await self._try_to_warm(inode, its_name):
                     warmed.left_files += 1
                     warmed.left_bytes += inode.size
             progress(warmed.files, 0)
@@ -480,11 +493,11 @@ class Volume:
             log.warning("cannot warm inode %d: %s", inode.id, error)
             return False
 
-    async def _files_below(self, path: bytes) -> AsyncIterator[tuple[Inode, bytes]]:
+    async def _files_below(self, top: Inode, name: bytes) -> AsyncIterator[tuple[Inode, bytes]]:
         """Regular files with their names; what changes meanwhile may be among them or not."""
-        top, turns = self.namespace.walk(path)[-1], Turns()
+        turns = Turns()
         if top.is_regular:
-            yield top, path.rpartition(b"/")[2]
+            yield top, name
         pending = [top.id] if top.is_directory else []
         while pending:
             directory, after = pending.pop(), b""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields
 
-from agentfs.filesystem.description import OWN_ATTRIBUTES, check
+from agentfs.filesystem.description import OWN_ATTRIBUTES, PIN_ATTRIBUTE, check
 from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
@@ -280,6 +280,8 @@ class Operations(pyfuse3.Operations):
             raise FileExistsError(name)  # somebody else's; what is ours is set once more
         if name.startswith(OWN_ATTRIBUTES):
             check(self._table.get(nodeid), name, value)
+            if name == PIN_ATTRIBUTE and ctx.uid not in (0, os.geteuid()):
+                raise PermissionError(errno.EPERM, "others share the room that a pin takes")
         self._names.set_xattr(inode_id, name, value)
         if name.startswith(OWN_ATTRIBUTES):
             self._files.judge_anew()

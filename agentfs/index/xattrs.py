@@ -43,6 +43,10 @@ class Xattrs:
         rows = self._execute("SELECT name FROM xattr WHERE inode = ? ORDER BY name", (inode,))
         return [row[0] for row in rows]
 
+    def inodes_with(self, name: bytes) -> list[int]:
+        """Those that have an attribute of that name; reads all attributes there are."""
+        return [row[0] for row in self._execute("SELECT inode FROM xattr WHERE name = ?", (name,))]
+
     def remove(self, inode: int, name: bytes) -> bool:
         """True when there was one."""
         if not self.any or (name == CAPABILITY and not self.any_capability):

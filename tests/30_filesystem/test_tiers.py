@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from agentfs.config import Tiers
 from agentfs.filesystem import memory
@@ -14,7 +15,7 @@ from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.model import Kind
 from agentfs.policy.placement import Facts, score, tier
 from fakes.relay import FakeRelay
-from fakes.volumes import Machine, Shell, profile, quiet
+from fakes.volumes import Machine, Shell, profile, quiet, running
 
 WEIGHTS = Tiers()
 USED = Facts(Kind.CONVERSATION, "active", 50, 1)
@@ -241,6 +242,19 @@ async def test_a_pin_on_a_file_holds_for_that_file(resident: Resident) -> None:
         await resident.use(path)
     await resident.pass_(10_000)
     assert resident.tiers("/d/a", "/d/b") == ["hot", "warm"]
+
+
+async def test_a_new_mount_brings_what_is_pinned(resident: Resident, machine: Machine) -> None:
+    await resident.make("/d/a", "/b")
+    resident.shell.set_xattr("/d", b"user.agentfs.pin", b"1")
+    await machine.unmount()
+    relay = FakeRelay()
+    again = Resident(machine.open(profile(budget_bytes=10 * IMAGE_BYTES), relay=relay), relay)
+    async with running(again.shell.volume):
+        with trio.fail_after(10):
+            while again.tiers("/d/a") != ["hot"]:
+                await trio.sleep(0.01)
+    assert again.have_images("/d/a", "/b") == [True, False]
 
 
 async def test_warming_brings_what_there_is_room_for_and_says_what_not(resident: Resident) -> None:

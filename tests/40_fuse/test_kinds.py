@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,22 @@ def test_attributes_of_ours_do_not_slow_other_files_down(mounted: Any) -> None:
         value = bytes.fromhex("0100000200200000000000000000000000000000")  # cap_net_raw+e, v2
         os.setxattr(path, "security.capability", value)
         assert os.getxattr(path, "security.capability") == value
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else takes root")
+def test_pinning_is_for_root_and_the_mounts_user(mounted: Any) -> None:
+    path = mounted.path / "x"
+    path.write_bytes(b"x")
+    os.chown(path, 65534, 65534)
+    for above in (mounted.path, *mounted.path.parents):
+        if above.stat().st_uid == 0 and above != Path("/"):
+            above.chmod(above.stat().st_mode | 0o005)
+    script = (
+        "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+        f" os.setxattr({str(path)!r}, 'user.agentfs.%s', b'%s')"
+    )
+    for name, value, is_allowed in (("kind", "conversation", True), ("pin", "1", False)):
+        command = [sys.executable, "-c", script % (name, value)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == is_allowed, done.stderr
+    os.setxattr(path, "user.agentfs.pin", b"1")
