@@ -229,7 +229,7 @@ class Images:
                 return None
             if self._is_too_large(recipe.size):
                 return None
-            if not self._staging.fits(recipe.size):
+            if not self._staging.fits(recipe.size) or not self._has_place():
                 return None
             self._made[digest] = made = trio.Event()
             try:
@@ -273,8 +273,6 @@ class Images:
     def _add(self, digest: bytes, path: str, backing: int, size: int) -> Image:
         image = Image(digest, path, backing, size)
         self._images[digest] = image
-        if len(self._images) > _IMAGES_MAX:
-            self._thin_out()
         if size >= _HUGE_PAGE:
             self._in_small_pages.append(image)
         return image
@@ -291,7 +289,7 @@ class Images:
         digest = self._reader.recipe(content).digest
         if digest in self._images or digest in self._made or staged.on_disk:
             return None
-        if self._is_too_large(size):
+        if self._is_too_large(size) or not self._has_place():
             return None
         path = f"{self._directory}/{digest.hex()}"
         os.rename(staged.path, path)
@@ -396,6 +394,12 @@ class Images:
                 if self._is_scarce and self.tier(image) != "hot":
                     self._drop(image)
             await turns.give()
+
+    def _has_place(self) -> bool:
+        """Whether there may be one image more. Before it is made: nobody uses a new one yet."""
+        if len(self._images) >= _IMAGES_MAX:
+            self._thin_out()
+        return len(self._images) < _IMAGES_MAX
 
     def _thin_out(self) -> None:
         ordered = sorted(self._images.values(), key=lambda image: image.priority)

@@ -325,12 +325,17 @@ class InodeTable:
         return fresh
 
     def _move_back(self, live: LiveFile) -> None:
-        """The kernel has forgotten the nodeid of a split file: its own number will do again."""
+        """When the kernel has forgotten all nodeids of a split file its own number will do again."""
         number = live.inode.id
-        if live.nodeid != number and number not in self._left and number not in self._lookups:
-            self._moved.pop(live.nodeid, None)
-            self._moved_back(live.nodeid)
+        known = (live.nodeid in self._lookups, number in self._lookups, number in self._left)
+        if live.nodeid != number and not any(known):
+            self._end_nodeid(live.nodeid)
             live.nodeid = number
+
+    def _end_nodeid(self, nodeid: int) -> None:
+        """A nodeid means no inode any more; its inode's own number always does."""
+        if self._moved.pop(nodeid, None) is not None:
+            self._moved_back(nodeid)
 
     def inode_id(self, nodeid: int) -> int:
         """The inode that a nodeid means, or meant before its name left it."""
@@ -383,13 +388,14 @@ class InodeTable:
             self._lookups[nodeid] = left
             return
         self._lookups.pop(nodeid, None)
+        inode_id = self.inode_id(nodeid)
         abandoned = self._left.pop(nodeid, None)
         if abandoned is not None:
             self._forgotten(abandoned)
-        live = self.live_at(nodeid)
-        if live is not None:
+            self._end_nodeid(nodeid)
+        live = self._live.get(inode_id)
+        if live is not None and live.nodeid not in self._lookups:
             self._forgotten(live)
-        inode_id = self._moved.get(nodeid, nodeid)
         if inode_id in self._unlinked:
             self._retire(inode_id)
         elif live is not None:
@@ -445,6 +451,7 @@ class InodeTable:
         if live is not None:
             self._forgotten(live)
             del self._live[inode_id]
+            self._end_nodeid(live.nodeid)
             if live.staged is not None:
                 self._staging.discard(live.staged)
                 live.staged = None

@@ -1,9 +1,14 @@
-"""A relay without a kernel: it counts what is attached and open, and passes nothing on."""
+"""The relay as the filesystem sees it, without a kernel: which files are attached and open.
+
+It fails where the kernel would answer a program with EIO: an inode that is open, or is opened,
+through a backing file that was given back.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from typing import Any
 
 
 class FakeRelay:
@@ -17,6 +22,7 @@ class FakeRelay:
         """Backing id by nodeid."""
         self.open_files: Counter[int] = Counter()
         self.registered: dict[int, tuple[int, int]] = {}
+        """(device, inode) by backing id."""
         self._last = 0
 
     def register(self, fd: int) -> int:
@@ -26,19 +32,12 @@ class FakeRelay:
         return self._last
 
     def unregister(self, backing_id: int) -> None:
+        assert backing_id not in self.attached.values(), "somebody would get EIO"
         del self.registered[backing_id]
 
-    def attach(
-        self,
-        nodeid: int,
-        backing_id: int,
-        fd: int,
-        *,
-        writable: bool,
-        fresh_until_ns: int,
-        capability_free: bool,
-    ) -> None:
-        assert backing_id in self.registered
+    def attach(self, nodeid: int, backing_id: int, fd: int, **options: Any) -> None:
+        assert backing_id in self.registered, "somebody would get EIO"
+        assert not self.open_files[nodeid] or self.attached[nodeid] == backing_id
         self.attached[nodeid] = backing_id
 
     def detach(self, nodeid: int) -> bool:
@@ -50,13 +49,26 @@ class FakeRelay:
     def opens(self, nodeid: int) -> int:
         return self.open_files[nodeid]
 
-    def attr_changed(self, nodeid: int) -> None: ...
+    def opened(self, nodeid: int) -> None:
+        """A program has opened what is attached."""
+        assert nodeid in self.attached
+        self.open_files[nodeid] += 1
 
-    def put_attr(self, *attributes: object) -> None: ...
+    def closed(self, nodeid: int) -> None:
+        """A program has closed it."""
+        self.open_files[nodeid] -= 1
 
-    def set_ino(self, nodeid: int, ino: int) -> None: ...
+    def attr_changed(self, nodeid: int) -> None:
+        """Nobody asks the fake for attributes."""
 
-    def forget_ino(self, nodeid: int) -> None: ...
+    def put_attr(self, nodeid: int, *attributes: object) -> None:
+        """The same."""
+
+    def set_ino(self, nodeid: int, ino: int) -> None:
+        """The same."""
+
+    def forget_ino(self, nodeid: int) -> None:
+        """The same."""
 
     def rows(self) -> list[tuple[int, int, int, int, int, int]]:
         return []
