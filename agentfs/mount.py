@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 _WRITERS_S = 5.0
 """How long `agentfs umount` waits for programs that have files open for writing."""
 
-_MAX_TASKS = 128
-"""Requests answered at once; more wait in the kernel."""
-
+_MAX_TASKS = 1024
+"""Requests answered at once; more wait in the kernel. As many programs may wait for a slow disk, in
+fsync or for room, before others have to wait with them."""
 
 Ready = Callable[[dict[str, Any]], None]
 

@@ -243,6 +243,9 @@ class Files:
         """Write all of *data*; returns its length."""
         file = handle.file
         staged = await self._own(file)
+        if staged.on_disk:
+            await self._staging.write_behind(staged, len(data))
+            staged = await self._own(file)
         if not handle.is_privileged:
             self._namespace.drop_privileges(file.inode)
         end = offset + len(data)
@@ -341,6 +344,8 @@ class Files:
 
     async def _stage(self, file: LiveFile, limit: int | None = None) -> StagedFile:
         """A staged copy that no clone shares, made if need be: all of it, or *limit* bytes."""
+        if self._staging.is_crowded:
+            await self._staging.wait_for_room()
         async with file.lock:
             frozen, inode = file.staged, file.inode
             if frozen is not None and not frozen.is_frozen:
@@ -377,8 +382,7 @@ class Files:
             os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
             self._staging.complete(staged)
         except BaseException:
-            staged.close()
-            os.unlink(staged.path)
+            self._staging.discard(staged)
             raise
         self._staging.count(staged, size)
         return staged

@@ -325,7 +325,7 @@ class InodeTable:
         return fresh
 
     def _move_back(self, live: LiveFile) -> None:
-        """When the kernel has forgotten all nodeids of a split file its own number will do again."""
+        """When the kernel has forgotten its nodeids a split file's own number will do again."""
         number = live.inode.id
         known = (live.nodeid in self._lookups, number in self._lookups, number in self._left)
         if live.nodeid != number and not any(known):

@@ -185,7 +185,7 @@ class PassthroughFiles(Files):
             self._attach_image(file, image)
 
     def is_short_of_room(self) -> bool:
-        return not self._staging.fits(0)
+        return self._staging.is_crowded or not self._staging.fits(0)
 
     async def prepare_room(self) -> None:
         await self._staging.wait_for_room()

@@ -48,6 +48,13 @@ WINDOW_BYTES = 16 << 20
 HEAD_BYTES = 2 << 20
 """Holds the first chunk of a file of any size."""
 
+_BATCH_FILES = 4096
+"""Sealed together at most, however small they are: 4 MB of memory, and as many locks held."""
+
+_SEALS_AT_ONCE = 4
+"""Batches of small files in threads at once, and as many large files: 32 MiB of memory each. Those
+that wait for a slow disk take no thread from reads."""
+
 _COMMIT_FILES = 32
 """Files recorded in one transaction, about 1 ms."""
 
@@ -173,6 +180,8 @@ class Sealer:
         self._urgent: list[tuple[LiveFile, _Ticket]] = []
         self._urgent_arrived = trio.Event()
         self._storing = 0
+        self._small_at_once = trio.CapacityLimiter(_SEALS_AT_ONCE)
+        self._large_at_once = trio.CapacityLimiter(_SEALS_AT_ONCE)
 
     @property
     def is_busy(self) -> bool:
@@ -273,13 +282,19 @@ class Sealer:
             ids: dict[bytes, int] = {}
             self._storing += 1
             try:
-                blocks, error = await trio.to_thread.run_sync(self._store_snapshots, snapshots, ids)
+                blocks, error = await trio.to_thread.run_sync(
+                    self._store_snapshots, snapshots, ids, limiter=self._limiter(snapshots)
+                )
             finally:
                 self._storing -= 1
             await self._record_blocks(blocks, ids, generation)
             if error is not None:
                 raise error
             snapshots = await self._record_files(snapshots, ids, marks)
+
+    def _limiter(self, snapshots: list[_Snapshot]) -> trio.CapacityLimiter:
+        is_large = any(snapshot.file.inode.size > WINDOW_BYTES for snapshot in snapshots)
+        return self._large_at_once if is_large else self._small_at_once
 
     # In a worker thread
 
@@ -532,7 +547,7 @@ def _batches(files: Sequence[LiveFile]) -> Iterator[list[LiveFile]]:
     for file in files:
         batch.append(file)
         size += file.inode.size
-        if size >= WINDOW_BYTES:
+        if size >= WINDOW_BYTES or len(batch) == _BATCH_FILES:
             yield batch
             batch, size = [], 0
     if batch:

@@ -33,6 +33,7 @@ import trio
 
 from agentfs.config import ram_bytes
 from agentfs.errors import StoreUnusable
+from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.ranges import copy_data
 from agentfs.filesystem.room import Room
 from agentfs.model import SECTOR_BYTES
@@ -50,10 +51,20 @@ _OWNER = "store"
 _BOOT = "boot"
 _NOT_STAGED = {_IMAGES, _OWNER}
 _ROOM_TRIES = 4
+_PRESSURE_SHARE = 0.75
+"""Of what may be staged: from here on, closed files are sealed without rest."""
 _ROWS_SHARE = 0.05
 """Of bytes that are sealed: what the index takes for chunks of 4 KiB, headers included."""
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _FROZEN_MODE = 0o400
+
+_FILES_MAX = 65_536
+"""Staged at once, however small they are: each takes 7 kB, with its page and inode on tmpfs and
+what we know of it. Beyond that nothing new is staged before something has been sealed."""
+
+_WRITE_BEHIND_BYTES = 64 << 20
+"""Written to staged files on disk before it is waited for: well below what makes the kernel hold up
+whoever writes next, which would be the event loop."""
 
 
 def open_private_directory(path: Path) -> Path:
@@ -242,6 +253,12 @@ class Staging:
         """On tmpfs: staged files, by the sizes they were counted with, and resident images."""
         self.disk_bytes = 0
         """Of staged files on disk."""
+        self.files = 0
+        """How many are staged."""
+        self._unsynced: set[str] = set()
+        """Paths on disk that were written since the last flush, and how much that was."""
+        self._unsynced_bytes = 0
+        self._flushing = Mutex()
         self.image_bytes = 0
         """Of that, the images."""
         self.is_wanted = trio.Event()
@@ -279,6 +296,10 @@ class Staging:
                 raise
             path, on_disk = self._path(inode_id, on_disk=True), True
             fd = os.open(path, _NEW_FILE, 0o600)
+        return self._new(path, on_disk=on_disk, fd=fd)
+
+    def _new(self, path: str, *, on_disk: bool, fd: int | None = None) -> StagedFile:
+        self.files += 1
         return StagedFile(path, on_disk=on_disk, fd=fd)
 
     def create_incomplete(
@@ -288,7 +309,7 @@ class Staging:
         on_disk = on_disk or self._fast is self._disk or not self.fits(size_bytes)
         path = self._path(inode_id, on_disk=on_disk) + _INCOMPLETE
         fd = os.open(path, _NEW_FILE, 0o600)
-        return StagedFile(path, on_disk=on_disk, fd=fd)
+        return self._new(path, on_disk=on_disk, fd=fd)
 
     def complete(self, staged: StagedFile) -> None:
         """Give a finished copy its name."""
@@ -298,7 +319,7 @@ class Staging:
 
     def accept(self, inode_id: int, path: str) -> StagedFile:
         """Make a file that lies on the tmpfs already a staged one."""
-        staged = StagedFile(self._path(inode_id, on_disk=False), on_disk=False)
+        staged = self._new(self._path(inode_id, on_disk=False), on_disk=False)
         os.rename(path, staged.path)
         return staged
 
@@ -313,7 +334,7 @@ class Staging:
             staged.is_frozen = True
         path = self._path(inode_id, on_disk=staged.on_disk)
         os.link(staged.path, path)
-        twin = StagedFile(path, on_disk=staged.on_disk)
+        twin = self._new(path, on_disk=staged.on_disk)
         _join(staged, twin)
         return twin
 
@@ -338,6 +359,7 @@ class Staging:
                 break
             staged.sharers = None
         self.count(staged, 0)
+        self.files -= 1
         staged.close()
 
     def count(self, staged: StagedFile, size_bytes: int) -> None:
@@ -365,10 +387,37 @@ class Staging:
     async def wait_for_room(self, wanted_bytes: int = 0) -> None:
         """Return when tmpfs may take so much more, or when sealing does not get it there."""
         for _ in range(_ROOM_TRIES if wanted_bytes <= self.budget_bytes else 0):
-            if self.fits(wanted_bytes):
+            if self.fits(wanted_bytes) and not self.is_crowded:
                 return
             self.is_wanted.set()
             await self.was_made.wait()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many files are staged that some must be sealed before there are more."""
+        return self.files >= _FILES_MAX
+
+    @property
+    def is_under_pressure(self) -> bool:
+        """Whether files are to be sealed as soon as they are closed."""
+        return (
+            self.used_bytes - self.image_bytes > _PRESSURE_SHARE * self.budget_bytes
+            or self.files > _PRESSURE_SHARE * _FILES_MAX
+            or self.lacks_disk(0)
+        )
+
+    async def write_behind(self, staged: StagedFile, size_bytes: int) -> None:
+        """Return when so much more may be written on disk: a slow disk slows who writes.
+
+        :raises OSError: what was written before has not reached the disk
+        """
+        while self._unsynced and self._unsynced_bytes + size_bytes > _WRITE_BEHIND_BYTES:
+            async with self._flushing:
+                if self._unsynced_bytes + size_bytes > _WRITE_BEHIND_BYTES:
+                    paths, self._unsynced, self._unsynced_bytes = self._unsynced, set(), 0
+                    await trio.to_thread.run_sync(_sync_those_left, paths)
+        self._unsynced.add(staged.path)
+        self._unsynced_bytes += size_bytes
 
     def free_bytes(self) -> int:
         """Room on the disk that neither the reserve nor sealing what is staged will want."""
@@ -418,6 +467,7 @@ class Staging:
         fd = os.open(target + _INCOMPLETE, _NEW_FILE, 0o600)
         try:
             copy_data(source, fd, size)
+            os.fdatasync(fd)  # else the kernel holds up whoever writes next
         except BaseException:
             os.close(fd)
             os.unlink(target + _INCOMPLETE)
@@ -432,6 +482,7 @@ class Staging:
         os.rename(target + _INCOMPLETE, target)
         os.unlink(staged.path)
         self.let_go(staged)
+        self.files += 1
         staged.fd, staged.path, staged.on_disk, staged.is_frozen = fd, target, True, False
         self.count(staged, status.st_size)
 
@@ -453,7 +504,7 @@ class Staging:
                 if entry.name.endswith(_INCOMPLETE):
                     os.unlink(entry.path)
                     continue
-                staged = StagedFile(entry.path, on_disk=on_disk)
+                staged = self._new(entry.path, on_disk=on_disk)
                 status = entry.stat()
                 staged.is_frozen = not status.st_mode & stat.S_IWUSR
                 first = shared.setdefault((status.st_dev, status.st_ino), staged)
@@ -484,6 +535,12 @@ def _join(staged: StagedFile, twin: StagedFile) -> None:
     staged.sharers.add(twin)
     twin.sharers = staged.sharers
     twin.is_frozen = True
+
+
+def _sync_those_left(paths: set[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # sealed, or removed
+            sync_path(Path(path))
 
 
 def sync_path(path: Path) -> None:

@@ -57,8 +57,6 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.5
 _FLUSH_S = 5.0
 """How long names and seals may wait for a flush that nobody asks for; as long as on ext4."""
-_PRESSURE_SHARE = 0.75
-"""Of the staging budget: from here on, closed files are sealed without rest."""
 
 _COPY_AFTER_S = 900.0
 """How old a copy of the namespace gets while names change."""
@@ -292,11 +290,7 @@ class Volume:
         except OSError as error:
             log.error("cannot tidy the index: %s", error)
         now = time.monotonic()
-        staged_bytes = self.staging.used_bytes - self.staging.image_bytes
-        under_pressure = (
-            staged_bytes > _PRESSURE_SHARE * self.staging.budget_bytes or self.staging.lacks_disk(0)
-        )
-        rest_s = 0.0 if under_pressure else self._profile.seal.rest_s
+        rest_s = 0.0 if self.staging.is_under_pressure else self._profile.seal.rest_s
         found = due(
             (file for file in self.table.staged_files() if file.inode.nlink),
             now,

@@ -9,6 +9,7 @@ void queue_init(struct queue *queue)
     queue->tail = &queue->head;
     pthread_mutex_init(&queue->lock, NULL);
     pthread_cond_init(&queue->filled, NULL);
+    pthread_cond_init(&queue->drained, NULL);
 }
 
 void queue_free(struct queue *queue)
@@ -18,6 +19,7 @@ void queue_free(struct queue *queue)
         next = message->next;
         free(message);
     }
+    pthread_cond_destroy(&queue->drained);
     pthread_cond_destroy(&queue->filled);
     pthread_mutex_destroy(&queue->lock);
 }
@@ -71,6 +73,7 @@ void queue_drop_first(struct queue *queue)
     if (queue->head == NULL)
         queue->tail = &queue->head;
     queue->bytes -= first->size;
+    pthread_cond_broadcast(&queue->drained);
     pthread_mutex_unlock(&queue->lock);
     free(first);
 }
@@ -80,6 +83,7 @@ void queue_end(struct queue *queue)
     pthread_mutex_lock(&queue->lock);
     queue->has_ended = true;
     pthread_cond_broadcast(&queue->filled);
+    pthread_cond_broadcast(&queue->drained);
     pthread_mutex_unlock(&queue->lock);
 }
 
@@ -89,4 +93,19 @@ size_t queue_bytes(struct queue *queue)
     size_t bytes = queue->bytes;
     pthread_mutex_unlock(&queue->lock);
     return bytes;
+}
+
+void queue_wait_below(struct queue *queue, size_t bytes, const atomic_bool *is_over)
+{
+    pthread_mutex_lock(&queue->lock);
+    while (queue->bytes >= bytes && !queue->has_ended && !atomic_load(is_over))
+        pthread_cond_wait(&queue->drained, &queue->lock);
+    pthread_mutex_unlock(&queue->lock);
+}
+
+void queue_wake(struct queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    pthread_cond_broadcast(&queue->drained);
+    pthread_mutex_unlock(&queue->lock);
 }

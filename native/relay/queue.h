@@ -1,8 +1,10 @@
-/* A queue of messages between threads; grows as it must, ends on request. */
+/* A queue of messages between threads; ends on request. Adding never waits: who must not let it
+ * grow waits before. */
 #ifndef AGENTFS_RELAY_QUEUE_H
 #define AGENTFS_RELAY_QUEUE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -16,6 +18,7 @@ struct queued {
 struct queue {
     pthread_mutex_t lock;
     pthread_cond_t filled;
+    pthread_cond_t drained;
     struct queued *head;  /* guarded by lock; owned */
     struct queued **tail; /* guarded by lock */
     size_t bytes;         /* guarded by lock; in all messages */
@@ -43,5 +46,10 @@ void queue_drop_first(struct queue *queue);
 void queue_end(struct queue *queue);
 
 size_t queue_bytes(struct queue *queue);
+
+/* Waits while that much is queued, until the queue has ended or *is_over, after which is to be
+ * queue_wake(). */
+void queue_wait_below(struct queue *queue, size_t bytes, const atomic_bool *is_over);
+void queue_wake(struct queue *queue);
 
 #endif

@@ -21,6 +21,10 @@ enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 200 * 1000 };
  * at once, and after how many sleeps it looks again. */
 enum { LOOK_NS = 30 * 1000, VAIN_LOOKS_MAX = 3, LOOK_AGAIN_AFTER = 64 };
 
+/* What Python has not taken is left with the kernel beyond that: a thousand programs that write a
+ * MiB each through the daemon would otherwise have a copy of it here. */
+enum { BACKLOG_BYTES_MAX = 64 << 20 };
+
 static int64_t monotonic_ns(void)
 {
     struct timespec now;
@@ -92,7 +96,8 @@ static bool rest(struct relay *relay, bool looks_after, uint8_t *bytes)
             continue;
         pthread_mutex_unlock(&attention->lock);
         int device = relay->devices[relay->readers];
-        while (read_request(relay, device, bytes, &was_answered) == READING_ON)
+        while (queue_bytes(&relay->requests) < BACKLOG_BYTES_MAX &&
+               read_request(relay, device, bytes, &was_answered) == READING_ON)
             ;
         pthread_mutex_lock(&attention->lock);
     }
@@ -115,6 +120,9 @@ void *relay_reader(void *argument)
         int64_t began_ns = monotonic_ns();
         if (expects_more)
             linger(relay, thread->device, began_ns);
+        queue_wait_below(&relay->requests, BACKLOG_BYTES_MAX, &relay->are_readers_stopping);
+        if (atomic_load(&relay->are_readers_stopping))
+            break;
         reading = read_request(relay, thread->device, bytes, &was_answered);
         if (reading == READING_ON)
             expects_more = was_answered && monotonic_ns() - began_ns < LINGER_NS;

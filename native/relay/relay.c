@@ -278,6 +278,7 @@ bool relay_has_taken_over(struct relay *relay)
 void relay_retire(struct relay *relay)
 {
     atomic_store(&relay->are_readers_stopping, true);
+    queue_wake(&relay->requests);
     relay_end_attention(relay);
     for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
         join(&relay->threads[i]);

@@ -253,6 +253,62 @@ done:
     end();
 }
 
+static void what_python_does_not_take_stays_with_the_kernel(void)
+{
+    enum { WRITES = 200, BYTES = 1024 * 1024, BACKLOG_BYTES = 64 << 20, SETTLED_MS = 1000 };
+    uint8_t *message = calloc(1, BYTES);
+    int buffer = 4 * BYTES;
+    unsigned sent = 0;
+    size_t taken = 0;
+
+    begin();
+    setsockopt(kernel[0], SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer);
+    struct pollfd writable = {.fd = kernel[0], .events = POLLOUT};
+    while (sent < WRITES && poll(&writable, 1, SETTLED_MS) == 1) {
+        struct fuse_in_header header = {
+            .len = BYTES, .opcode = FUSE_WRITE, .unique = 100 + 2 * (uint64_t)sent};
+        memcpy(message, &header, sizeof header);
+        if (send(kernel[0], message, BYTES, MSG_DONTWAIT) == BYTES) {
+            sent++;
+        } else if (errno == EMSGSIZE) { /* no right to a larger buffer */
+            printf("skipped: ");
+            goto done;
+        }
+    }
+    CHECK(sent < WRITES); /* the kernel's own queue is full */
+    CHECK(relay_queued_bytes(relay) >= BACKLOG_BYTES);
+    CHECK(relay_queued_bytes(relay) < BACKLOG_BYTES + (READERS + 1) * BYTES);
+    while (taken < sent) {
+        struct fuse_in_header header;
+        CHECK(receive(python_fd, message, BYTES) == BYTES);
+        memcpy(&header, message, sizeof header);
+        CHECK(header.unique == 100 + 2 * taken++); /* in order */
+    }
+done:
+    free(message);
+    end();
+}
+
+static void who_has_a_backlog_retires_at_once(void)
+{
+    enum { BYTES = 1024 * 1024, SETTLED_MS = 1000 };
+    uint8_t *message = calloc(1, BYTES);
+    int buffer = 4 * BYTES;
+    struct fuse_in_header header = {.len = BYTES, .opcode = FUSE_WRITE, .unique = 2};
+
+    begin();
+    setsockopt(kernel[0], SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer);
+    struct pollfd writable = {.fd = kernel[0], .events = POLLOUT};
+    for (; poll(&writable, 1, SETTLED_MS) == 1; header.unique += 2) {
+        memcpy(message, &header, sizeof header);
+        if (send(kernel[0], message, BYTES, MSG_DONTWAIT) != BYTES && errno != EAGAIN)
+            break;
+    }
+    relay_retire(relay);
+    free(message);
+    end();
+}
+
 static void notifications_reach_the_kernel(void)
 {
     struct answer answer = {.header = {sizeof answer.header + 24, FUSE_NOTIFY_INVAL_INODE, 0}};
@@ -702,6 +758,8 @@ int main(void)
     RUN(hot_opens_need_no_python);
     RUN(a_release_is_counted_only_for_an_open_that_was);
     RUN(a_full_socket_delays_no_hot_open);
+    RUN(what_python_does_not_take_stays_with_the_kernel);
+    RUN(who_has_a_backlog_retires_at_once);
     RUN(notifications_reach_the_kernel);
     RUN(an_interrupt_python_cannot_place_is_sent_again);
     RUN(without_python_nothing_hangs);

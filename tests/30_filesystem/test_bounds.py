@@ -1,20 +1,29 @@
-"""What grows with files, handles and waiting programs has a bound, and room again when they go."""
+"""What grows with files, handles and waiting programs has a bound, and room again when they go.
+
+Where the disk is slow, it stands still until the test has looked: `Stop` is what waits for it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
+import trio
 
-from agentfs.filesystem import images
+from agentfs.filesystem import images, seal, staging
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.passthrough import PassthroughFiles
+from agentfs.filesystem.seal import Sealer
 from fakes.relay import FakeRelay
-from fakes.volumes import Machine, Shell
+from fakes.volumes import KIB, MIB, Machine, Shell, profile, running
 
 IMAGES = 16
+FILES = 40
+LIMIT_S = 20.0
 
 
 @pytest.fixture
@@ -92,3 +101,214 @@ async def test_files_beyond_the_images_there_may_be_are_served_without_one(
             if handle.file.image is None:
                 assert await relayed.pread(handle, 100, 0) == path.encode()
         assert image_count(relayed) == IMAGES
+
+
+class Stop:
+    """Threads wait in what it guards until `go`; it counts them."""
+
+    def __init__(self) -> None:
+        self.most = self.waiting = 0
+        self.calls = 0
+        self._lock = threading.Lock()
+        self._going = threading.Event()
+
+    def go(self) -> None:
+        self._going.set()
+
+    def guard(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **options: Any) -> Any:
+            with self._lock:
+                self.calls += 1
+                self.waiting += 1
+                self.most = max(self.most, self.waiting)
+            try:
+                assert self._going.wait(LIMIT_S), "nobody let it go"
+                return function(*args, **options)
+            finally:
+                with self._lock:
+                    self.waiting -= 1
+
+        return guarded
+
+    async def until(self, waiting: int) -> None:
+        """Return when so many threads wait."""
+        with trio.fail_after(LIMIT_S):
+            while self.waiting < waiting:
+                await trio.sleep(0.01)
+
+
+@pytest.fixture
+def stop() -> Iterator[Stop]:
+    stop = Stop()
+    yield stop
+    stop.go()
+
+
+@pytest.fixture
+def stopped_seals(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> Stop:
+    """Seals wait for the disk."""
+    monkeypatch.setattr(Sealer, "_store_snapshots", stop.guard(Sealer._store_snapshots))
+    return stop
+
+
+async def write_many(shell: Shell, paths: list[str], data: bytes, written: list[str]) -> None:
+    """As so many programs at once."""
+
+    async def write(path: str) -> None:
+        await shell.write(path, data)
+        written.append(path)
+
+    async with trio.open_nursery() as programs:
+        for path in paths:
+            programs.start_soon(write, path)
+
+
+async def test_while_the_disk_stands_still_no_more_files_are_staged_than_may_be(
+    machine: Machine, stopped_seals: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small they are: who writes one more waits, and who reads does not."""
+    monkeypatch.setattr(staging, "_FILES_MAX", FILES)
+    shell = machine.open()
+    paths = [f"/{number}" for number in range(5 * FILES)]
+    written: list[str] = []
+    async with running(shell.volume), trio.open_nursery() as nursery:
+        nursery.start_soon(write_many, shell, paths, b"small", written)
+        await stopped_seals.until(1)
+        await trio.sleep(0.1)
+        assert shell.volume.staging.files == len(written) == FILES
+        assert await shell.read(written[0]) == b"small"
+        shell.unlink(written[0])
+        stopped_seals.go()
+    assert len(written) == len(paths)
+    assert shell.volume.staging.files <= FILES
+
+
+async def test_the_count_of_staged_files_comes_back_to_nothing(machine: Machine) -> None:
+    """Sealed, removed, cloned, moved to disk, or found after a kill."""
+    shell = machine.open(profile(budget_bytes=256 * KIB))
+    for number in range(8):
+        await shell.write(f"/{number}", bytes([number]) * 64 * KIB)
+    await shell.clone("/0", "/clone")
+    await shell.write("/clone", b"own")
+    shell.unlink("/1")
+    machine.kill()
+    shell = machine.open()
+    assert shell.volume.staging.files == len(list(shell.volume.table.staged_files())) == 8
+    await shell.sync()
+    assert shell.volume.staging.files == 0
+
+
+async def test_while_the_disk_stands_still_tmpfs_takes_its_budget_and_no_more(
+    machine: Machine, stopped_seals: Stop
+) -> None:
+    budget = 512 * KIB
+    shell = machine.open(profile(budget_bytes=budget))
+    written: list[str] = []
+    paths = [f"/{number}" for number in range(40)]
+    async with running(shell.volume), trio.open_nursery() as nursery:
+        nursery.start_soon(write_many, shell, paths, os.urandom(64 * KIB), written)
+        await stopped_seals.until(1)
+        with trio.fail_after(LIMIT_S):
+            while len(written) < 8:
+                await trio.sleep(0.01)
+        assert shell.volume.staging.used_bytes <= budget
+        assert shell.names()  # others go on
+        stopped_seals.go()
+    assert shell.volume.staging.used_bytes <= budget
+    assert len(written) == len(paths)
+
+
+async def test_through_the_relay_a_file_is_not_made_before_there_is_room_for_it(
+    machine: Machine, relay: FakeRelay, stopped_seals: Stop
+) -> None:
+    """The kernel would write to tmpfs without asking."""
+    shell = machine.open(profile(budget_bytes=64 * KIB), relay)
+    shell.mknod("/full", 0o100644)
+    async with opened(shell, relay, "/full", os.O_WRONLY) as handle:
+        staged = handle.file.staged
+        assert staged is not None
+        os.pwrite(staged.descriptor(), bytes(64 * KIB + 1), 0)  # as the kernel does
+    files = shell.volume.files
+    assert files.is_short_of_room()
+    has_room = trio.Event()
+
+    async def make() -> None:
+        await files.prepare_room()
+        has_room.set()
+
+    async with running(shell.volume), trio.open_nursery() as nursery:
+        nursery.start_soon(make)
+        await stopped_seals.until(1)
+        await trio.sleep(0.1)
+        assert not has_room.is_set()
+        stopped_seals.go()
+
+
+async def test_seals_that_wait_for_the_disk_leave_threads_to_who_reads(
+    machine: Machine, stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More programs ask for fsync of large files than there are threads."""
+    monkeypatch.setattr(seal, "WINDOW_BYTES", 16 * KIB)
+    shell = machine.open()
+    await shell.write("/cold", b"cold" * KIB)
+    await shell.sync()
+    await machine.unmount()
+    shell = machine.open()
+    monkeypatch.setattr(Sealer, "_store_snapshots", stop.guard(Sealer._store_snapshots))
+    async with running(shell.volume), trio.open_nursery() as programs:
+        for number in range(60):
+            await shell.write(f"/{number}", os.urandom(32 * KIB))
+            programs.start_soon(shell.fsync, f"/{number}")
+        await stop.until(seal._SEALS_AT_ONCE)
+        with trio.fail_after(LIMIT_S / 2):
+            assert await shell.read("/cold") == b"cold" * KIB
+        stop.go()
+    assert stop.calls == 60
+    assert stop.most == seal._SEALS_AT_ONCE
+
+
+async def test_files_sealed_together_are_bounded_however_small_they_are(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seal, "_BATCH_FILES", 10)
+    shell = machine.open()
+    counts = []
+    store = Sealer._store_snapshots
+
+    def counted(sealer: Sealer, snapshots: list[Any], ids: dict[bytes, int]) -> Any:
+        counts.append(len(snapshots))
+        return store(sealer, snapshots, ids)
+
+    monkeypatch.setattr(Sealer, "_store_snapshots", counted)
+    for number in range(25):
+        await shell.write(f"/{number}", b"%d" % number)
+    await shell.sync()
+    assert counts == [10, 10, 5]
+
+
+async def test_writing_to_disk_waits_for_the_disk_and_nobody_else_does(
+    machine: Machine, stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is flushed as it grows, so the kernel never holds up the event loop."""
+    behind = 256 * KIB
+    monkeypatch.setattr(staging, "_WRITE_BEHIND_BYTES", behind)
+    monkeypatch.setattr(staging, "_sync_those_left", stop.guard(staging._sync_those_left))
+    shell = machine.open(profile(budget_bytes=1))
+    await shell.write("/large", b"begin")
+    assert shell.file("/large").staged.on_disk
+    written = []
+
+    async def write() -> None:
+        for start in range(0, MIB, 64 * KIB):
+            await shell.write("/large", bytes(64 * KIB), start)
+            written.append(start)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await stop.until(1)
+        await trio.sleep(0.1)
+        assert len(written) * 64 * KIB <= behind
+        assert await shell.read("/large", 0, 5) == bytes(5)
+        stop.go()
+    assert stop.calls >= MIB // behind - 1
+    assert await shell.read("/large") == bytes(MIB)
