@@ -23,7 +23,6 @@ from agentfs.config import Hot, Profile, Seal, Store
 from agentfs.filesystem.clone import Cloned
 from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import Handle
-from agentfs.filesystem.images import Relay
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.namespace import RENAME_EXCHANGE, AttributeChange, Caller
 from agentfs.filesystem.volume import Volume
