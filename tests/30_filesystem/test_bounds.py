@@ -222,7 +222,7 @@ async def test_through_the_relay_a_file_is_not_made_before_there_is_room_for_it(
     machine: Machine, relay: FakeRelay, stopped_seals: Stop
 ) -> None:
     """The kernel would write to tmpfs without asking."""
-    shell = machine.open(profile(budget_bytes=64 * KIB), relay)
+    shell = machine.open(profile(budget_bytes=64 * KIB), relay=relay)
     shell.mknod("/full", 0o100644)
     async with opened(shell, relay, "/full", os.O_WRONLY) as handle:
         staged = handle.file.staged
