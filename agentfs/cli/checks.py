@@ -15,7 +15,7 @@ from pathlib import Path
 from agentfs.cli import output
 from agentfs.cli.mounts import looks_like_store, mount_at, mounts_of
 from agentfs.config import MIB, MountConfig
-from agentfs.control import lock
+from agentfs.control import lock, ownership
 from agentfs.errors import FuseUnavailable, MountpointUnusable, NoSpace, StoreUnusable
 from agentfs.machine.reading import CAP_SYS_ADMIN, FUSE_DEVICE, Machine
 
@@ -53,6 +53,7 @@ def check_store(store: Path) -> None:
         raise StoreUnusable(
             f"{store} holds files but is no agentfs store; choose an empty or a new directory"
         )
+    ownership.check_own(store)
 
 
 def check_store_free(store: Path) -> None:

@@ -23,7 +23,7 @@ from agentfs.config import (
     load_profile,
     with_hot_bytes,
 )
-from agentfs.control import client, lock
+from agentfs.control import client, lock, ownership
 from agentfs.errors import (
     DaemonSilent,
     FilesOpen,
@@ -75,6 +75,7 @@ def mount(config: MountConfig, *, as_json: bool, make_mountpoint: bool) -> int:
     run = functools.partial(_run, config)
     try:
         if config.foreground:
+            os.umask(0o077)
             log_to_stderr()
             return run(functools.partial(_announce_to_all, config, as_json))
         pid, info = daemonise.spawn(run, config.store)
@@ -190,7 +191,7 @@ def _advised(error: MountpointUnusable, config: MountConfig) -> MountpointUnusab
 
 
 def _make_store(store: Path) -> list[Path]:
-    """Make the store's directory, for its owner only; returns the directories made."""
+    """Have the store's directory, for its owner only; returns the directories made."""
     made: list[Path] = []
     missing = [store, *store.parents]
     try:
@@ -201,6 +202,7 @@ def _make_store(store: Path) -> list[Path]:
         raise StoreUnusable(
             f"the store {store} cannot be made: {error.strerror}; choose another --store"
         ) from error
+    ownership.close_to_others(store)  # before the daemon's log is opened there
     return made
 
 

@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+from agentfs.control import ownership
 from agentfs.errors import StoreBusy, StoreUnusable
 
 LOCK_NAME = "lock"
@@ -23,8 +24,10 @@ _RETRY_EVERY_S = 0.02
 def hold(store_dir: Path) -> int:
     """Take the store for this process; returns the descriptor that holds it.
 
-    Closing the descriptor, or dying, lets go. Raises StoreBusy if another has it.
+    Closing the descriptor, or dying, lets go. Raises StoreBusy if another has it, StoreUnusable
+    if the store is another user's.
     """
+    ownership.close_to_others(store_dir)
     fd = os.open(store_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _RETRY_S
@@ -43,7 +46,7 @@ def hold(store_dir: Path) -> int:
 def holder(store_dir: Path) -> int | None:
     """Return the pid of the daemon that holds the store, 0 if it left none, None if free."""
     try:
-        fd = os.open(store_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(store_dir / LOCK_NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:

@@ -29,6 +29,9 @@ IMPORTANCE_ATTRIBUTE: Final = OWN_ATTRIBUTES + b"importance"
 
 PIN_ATTRIBUTE: Final = OWN_ATTRIBUTES + b"pin"
 
+_TELLING = {b"tier", b"reduction"}
+"""Attributes that depend on who else has, or has opened, a file of the same bytes."""
+
 _NAMES_KEPT = 16_384
 
 
@@ -220,14 +223,16 @@ class Describer:
 
     # As extended attributes
 
-    def attribute(self, inode: Inode, name: bytes) -> bytes:
+    def attribute(self, inode: Inode, name: bytes, *, is_told_all: bool) -> bytes:
         """The value of an attribute of ours, whether it is kept or computed.
 
+        :param is_told_all: who asks may know what files of others have in common with this one
         :raises OSError: ENODATA
         """
+        what = name.removeprefix(OWN_ATTRIBUTES)
         value = self._index.xattrs.get(inode.id, name)
-        if value is None:
-            value = self._computed(inode, name.removeprefix(OWN_ATTRIBUTES))
+        if value is None and (is_told_all or what not in _TELLING):
+            value = self._computed(inode, what)
         if value is None:
             raise OSError(errno.ENODATA, "no such attribute")
         return value

@@ -112,7 +112,7 @@ def _mend_headers(store: Path, result: Repaired) -> None:
         path = store / SEGMENTS / f"{number:016x}.seg"
         header = _SEGMENT_HEADER.pack(b"agentSEG", 1, 0, number, 0)
         header += struct.pack("<I", crc32c(header))
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.pwrite(fd, header, 0)
             os.fsync(fd)

@@ -114,8 +114,14 @@ def directory_on_tmpfs(store_id: str, *, private: bool) -> Path:
 
 
 def is_anothers(directory: Path, store: Path) -> bool:
-    """Whether the staged files in *directory* are those of a store that *store* is a copy of."""
+    """Whether *directory* is another user's, or has staged files of another copy of *store*.
+
+    Everybody may make directories in /dev/shm, and can see how ours are named.
+    """
     try:
+        status = os.lstat(directory)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return True
         owner = Path(os.fsdecode((directory / _OWNER).read_bytes()))
         return not owner.samefile(store)
     except OSError:

@@ -116,7 +116,7 @@ class Volume:
             segment_bytes=profile.store.segment_bytes,
         )
         if is_anothers(directory_on_tmpfs(self.index.store_id, private=private_tmpfs), path):
-            log.warning("%s is a copy of a store that is in use: it gets an id of its own", path)
+            log.warning("%s gets another id: somebody else stages files under its own", path)
             self.index.renew_store_id()
         self.staging = Staging(
             path, self.index.store_id, profile.hot.budget_bytes, private=private_tmpfs

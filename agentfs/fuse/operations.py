@@ -71,6 +71,7 @@ class Operations(pyfuse3.Operations):
         self._names = volume.namespace
         self._files = volume.files
         self._describer = volume.describer
+        self._owner = os.geteuid()
         self._table = volume.table
         self._handles: dict[int, Handle] = {}
         self._streams: dict[int, DirectoryStream | ViewStream] = {}
@@ -258,12 +259,17 @@ class Operations(pyfuse3.Operations):
         finally:
             self._files.release(handle)
 
+    def _is_owner(self, ctx: RequestContext) -> bool:
+        """Whether root asks, or the user who mounted."""
+        return ctx.uid in (0, self._owner)
+
     @answers
     def getxattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> bytes:
         if nodeid >= VIEW_FIRST:
             raise OSError(errno.ENODATA, "the view has no attributes")
         if name.startswith(OWN_ATTRIBUTES):
-            value = self._describer.attribute(self._table.get(nodeid), name)
+            inode = self._table.get(nodeid)
+            value = self._describer.attribute(inode, name, is_told_all=self._is_owner(ctx))
         else:
             value = self._names.get_xattr(self._table.inode_id(nodeid), name)
         if self._resent.may_have_created_attribute(nodeid):
@@ -280,7 +286,7 @@ class Operations(pyfuse3.Operations):
             raise FileExistsError(name)  # somebody else's; what is ours is set once more
         if name.startswith(OWN_ATTRIBUTES):
             check(self._table.get(nodeid), name, value)
-            if name == PIN_ATTRIBUTE and ctx.uid not in (0, os.geteuid()):
+            if name == PIN_ATTRIBUTE and not self._is_owner(ctx):
                 raise PermissionError(errno.EPERM, "others share the room that a pin takes")
         self._names.set_xattr(inode_id, name, value)
         if name.startswith(OWN_ATTRIBUTES):

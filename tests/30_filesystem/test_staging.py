@@ -435,3 +435,24 @@ def test_what_somebody_else_takes_away_meanwhile_keeps_no_store_from_mounting(
     monkeypatch.setattr(staging, "unmount", unmount_as_second)
     staging.unmount_orphans()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a directory away takes root")
+@pytest.mark.parametrize("planted", ["directory", "symbolic link"])
+async def test_what_another_user_puts_where_a_store_would_stage_keeps_nobody_from_mounting(
+    shell: Shell, machine: Machine, planted: str
+) -> None:
+    await shell.write("/a", b"staged once")
+    await shell.seal("/a")
+    store_id = shell.volume.index.store_id
+    machine.close()
+    place = staging.directory_on_tmpfs(store_id, private=False)
+    assert not place.exists()
+    if planted == "directory":
+        place.mkdir()
+        os.chown(place, 65534, 65534)
+    else:
+        place.symlink_to(machine.store)
+    again = machine.open()
+    assert again.volume.index.store_id != store_id
+    assert await again.read("/a") == b"staged once"

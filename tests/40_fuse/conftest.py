@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,29 @@ def as_root() -> None:
         pytest.skip("needs root")
 
 
-def start_script(script: str, *arguments: object, uid: int | None = None) -> subprocess.Popen[str]:
+@pytest.fixture
+def open_to_all(tmp_path: Path) -> Iterator[None]:
+    """Let other users through to the mount."""
+    changed = []
+    path = tmp_path
+    while path != path.parent and path.stat().st_uid == os.geteuid():
+        mode = path.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            path.chmod(mode | stat.S_IXOTH)
+            changed.append((path, mode))
+        path = path.parent
+    yield
+    for path, mode in changed:
+        path.chmod(mode)
+
+
+def start_script(
+    script: str, *arguments: object, uid: int | None = None, groups: Sequence[int] = ()
+) -> subprocess.Popen[str]:
     """Run Python in another process, as another user if asked."""
     head = "import os, sys, mmap\n"
     if uid is not None:  # only now: the interpreter may lie where others cannot go
-        head += f"os.setgroups([]); os.setgid({uid}); os.setuid({uid})\n"
+        head += f"os.setgroups({list(groups)}); os.setgid({uid}); os.setuid({uid})\n"
     return subprocess.Popen(
         [sys.executable, "-I", "-c", head + script, *map(str, arguments)],
         stdin=subprocess.PIPE,

@@ -8,7 +8,6 @@ import mmap
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,22 +219,6 @@ def test_a_file_over_four_gibibytes(mnt: Path, mounted: Any) -> None:
     with (mnt / "a").open("rb") as file:
         file.seek(5 * GIB)
         assert file.read() == tail[:-1] + b"!"
-
-
-@pytest.fixture
-def open_to_all(tmp_path: Path) -> Iterator[None]:
-    """Let other users through to the mount."""
-    changed = []
-    path = tmp_path
-    while path != path.parent and path.stat().st_uid == os.geteuid():
-        mode = path.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            path.chmod(mode | stat.S_IXOTH)
-            changed.append((path, mode))
-        path = path.parent
-    yield
-    for path, mode in changed:
-        path.chmod(mode)
 
 
 def test_a_write_by_the_unprivileged_drops_set_id_bits(

@@ -24,9 +24,12 @@ from agentfs.errors import (
     StoreUnusable,
     UsageError,
 )
+from agentfs.index import Index
 from fakes.machine import FakeMachine
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+NOBODY = 65534
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs takes root")
 
@@ -256,3 +259,69 @@ def test_root_in_a_container_without_the_capability(machine: FakeMachine) -> Non
     machine.set("/proc/self/status", "CapEff:\t00000000a80425fb")
     with pytest.raises(FuseUnavailable, match="CAP_SYS_ADMIN"):
         checks.check_fuse(allow_other=True)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for kind in ("symbolic link", "hard link", "another user's")
+        for name in ("index.db", "daemon.log", "lock", "boot", "control", "segments", "staging")
+        if name not in ("segments", "staging") or kind != "hard link"
+    ],
+)
+@pytest.mark.parametrize("command", ["mount", "fsck", "fsck --repair"])
+def test_a_name_in_the_store_that_others_may_have_put_there(
+    refused: Callable[..., str],
+    tmp_path: Path,
+    mountpoint: Path,
+    name: str,
+    kind: str,
+    command: str,
+) -> None:
+    is_directory = name in ("segments", "staging")
+    store, victim = tmp_path / "store", tmp_path / "victim"
+    store.mkdir()
+    Index(store).close()
+    planted = store / name
+    planted.unlink(missing_ok=True)
+    if is_directory:
+        victim.mkdir()
+    else:
+        victim.write_bytes(b"untouched")
+    if kind == "symbolic link":
+        planted.symlink_to(victim)
+    elif kind == "hard link":
+        os.link(victim, planted)
+    else:
+        victim = victim.rename(planted)
+        os.chown(planted, NOBODY, NOBODY)
+    target = [mountpoint, "--store", store] if command == "mount" else [store]
+    message = refused(StoreUnusable.exit_code, *command.split(), *target)
+    assert str(planted) in message
+    assert "belongs to another user" in message or "leads out of the store" in message
+    assert is_directory or victim.read_bytes() == b"untouched"
+
+
+@needs_root
+@pytest.mark.parametrize("command", ["mount", "fsck --repair"])
+def test_a_store_of_another_user(
+    refused: Callable[..., str], tmp_path: Path, mountpoint: Path, command: str
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    Index(store).close()
+    os.chown(store, NOBODY, NOBODY)
+    target = [mountpoint, "--store", store] if command == "mount" else [store]
+    message = refused(StoreUnusable.exit_code, *command.split(), *target)
+    assert "run agentfs as that user" in message
+
+
+def test_a_store_that_others_may_enter_is_closed_when_it_is_held(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    Index(store).close()
+    store.chmod(0o777)
+    os.close(lock.hold(store))
+    assert store.stat().st_mode & 0o777 == 0o700

@@ -128,7 +128,8 @@ class Shell:
     def describe(self, path: str, what: str) -> str:
         """An attribute of ours, as programs get it."""
         name = b"user.agentfs." + what.encode()
-        return self.volume.describer.attribute(self.inode(path), name).decode()
+        value = self.volume.describer.attribute(self.inode(path), name, is_told_all=True)
+        return value.decode()
 
     def set_xattr(self, path: str, name: bytes, value: bytes) -> None:
         self.volume.namespace.set_xattr(self.inode(path).id, name, value)

@@ -1,0 +1,163 @@
+"""Users of one mount: what they may do, and what they learn of each other."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("as_root", "open_to_all")
+
+ONE, OTHER, GROUP = 4001, 4002, 5000
+
+As = Callable[..., str]
+
+ACCESS = """
+for path in sys.argv[2:]:
+    try:
+        if sys.argv[1] == "list":
+            os.listdir(path)
+        elif sys.argv[1] == "make":
+            os.mkdir(path)
+        else:
+            with open(path, sys.argv[1]) as file:
+                file.read() if sys.argv[1] == "rb" else file.write(b"changed")
+        print("done")
+    except PermissionError:
+        print("refused")
+"""
+
+WRITE = """
+with open(sys.argv[1], "wb") as file:
+    file.write(sys.argv[2].encode() * 100_000)
+os.chmod(sys.argv[1], 0o600)
+"""
+
+LOOK = """
+for path in sys.argv[1:]:
+    told = []
+    for name in ("tier", "reduction"):
+        try:
+            told.append(os.getxattr(path, f"user.agentfs.{name}"))
+        except OSError as error:
+            told.append(error.errno)
+    status = os.stat(path)
+    print(told, os.listxattr(path), status.st_size, status.st_blocks, status.st_nlink)
+"""
+
+
+@pytest.fixture
+def run_as(script: Any) -> As:
+    """`run_as(uid, code, arguments, groups=...)` runs Python as a user; what it printed."""
+
+    def run(uid: int, code: str, *arguments: object, groups: tuple[int, ...] = ()) -> str:
+        child = script(code, *arguments, uid=uid, groups=groups)
+        out, _ = child.communicate(timeout=60)
+        assert child.returncode == 0, out
+        return str(out)
+
+    return run
+
+
+@pytest.fixture
+def shared(mnt: Path) -> Path:
+    """A directory of the mount in which everybody may write."""
+    path = mnt / "shared"
+    path.mkdir()
+    path.chmod(0o1777)
+    return path
+
+
+def test_modes_and_groups_say_who_may_what(mounted: Any, shared: Path, run_as: As) -> None:
+    file, folder = shared / "file", shared / "folder"
+    file.write_bytes(b"for the group")
+    os.chown(file, ONE, GROUP)
+    file.chmod(0o640)
+    folder.mkdir()
+    os.chown(folder, ONE, GROUP)
+    folder.chmod(0o2770)
+    for _ in range(2):  # staged, and sealed
+        asked = [
+            (uid, groups, run_as(uid, ACCESS, how, path, groups=groups).strip() == "done")
+            for uid, groups in ((ONE, ()), (OTHER, ()), (OTHER, (GROUP,)))
+            for how, path in (("rb", file), ("r+b", file), ("list", folder))
+        ]
+        assert [allowed for *_, allowed in asked] == [
+            *(True, True, True),  # its owner
+            *(False, False, False),  # neither owner nor in the group
+            *(True, False, True),  # in the group by a supplementary one
+        ]
+        mounted.remount()
+    assert run_as(OTHER, ACCESS, "make", folder / "new", groups=(GROUP,)) == "done\n"
+    assert (folder / "new").stat().st_gid == GROUP
+
+
+def test_a_file_that_its_owner_has_open_stays_closed_to_others(
+    mounted: Any, shared: Path, run_as: As
+) -> None:
+    path = shared / "private"
+    run_as(ONE, WRITE, path, "x")
+    mounted.agentfs("sync", mounted.path)
+    with path.open("rb") as file:
+        assert file.read(1) == b"x"
+        assert run_as(ONE, ACCESS, "rb", path) == "done\n"
+        assert run_as(OTHER, ACCESS, "rb", path) == "refused\n"
+        path.chmod(0o644)
+        assert run_as(OTHER, ACCESS, "rb", path) == "done\n"
+        path.chmod(0o600)
+        assert run_as(OTHER, ACCESS, "rb", path) == "refused\n"
+
+
+def test_equal_files_of_two_users_look_as_files_that_nobody_else_has(
+    mounted: Any, shared: Path, run_as: As
+) -> None:
+    mine, theirs, unique = shared / "mine", shared / "theirs", shared / "unique"
+    run_as(OTHER, WRITE, theirs, "equal")
+    mounted.agentfs("sync", mounted.path)
+    run_as(OTHER, ACCESS, "rb", theirs, theirs)  # resident by now, where there are images
+    run_as(ONE, WRITE, mine, "equal")
+    run_as(ONE, WRITE, unique, "alone")
+    for seal in (False, True):
+        if seal:
+            mounted.agentfs("sync", mounted.path)
+        ours, alone = run_as(ONE, LOOK, mine, unique).splitlines()
+        assert ours == alone
+        assert ours.startswith(f"[{errno.ENODATA}, {errno.ENODATA}] []")
+    assert mine.stat().st_ino != theirs.stat().st_ino
+    assert mine.stat().st_mtime_ns > theirs.stat().st_mtime_ns
+    assert float(os.getxattr(mine, "user.agentfs.reduction")) > 1, "root is told"
+
+
+def test_access_lists_are_refused_and_not_taken_for_granted(shared: Path) -> None:
+    path = shared / "file"
+    path.touch()
+    entries = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff")
+    for name in ("system.posix_acl_access", "system.posix_acl_default"):
+        target = path if name.endswith("access") else shared
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            os.setxattr(target, name, entries)
+        assert caught.value.errno == errno.EOPNOTSUPP
+        assert name not in os.listxattr(target)
+
+
+def test_a_store_that_everybody_could_enter_is_closed_while_it_is_mounted(
+    mounted: Any, shared: Path, run_as: As
+) -> None:
+    mounted.umount()
+    mounted.store.chmod(0o777)
+    mounted.mount()
+    assert stat.S_IMODE(mounted.store.stat().st_mode) == 0o700
+    (shared / "staged").write_bytes(b"x" * 100_000)
+    within = [path for top in (mounted.store, *mounted.tmpfs()) for path in top.rglob("*")]
+    files = [path for path in within if path.is_file()]
+    assert {path.name for path in within} >= {"segments", "staging", "index.db", "daemon.log"}
+    assert all(not path.lstat().st_mode & 0o077 for path in within), "not by their names alone"
+    assert set(run_as(OTHER, ACCESS, "rb", *files).split()) == {"refused"}
+    assert set(run_as(OTHER, ACCESS, "list", mounted.store, *mounted.tmpfs()).split()) == {
+        "refused"
+    }
