@@ -37,6 +37,11 @@ def _key(default: float, low: float, high: float) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 
+def _choice(default: str, *others: str) -> Any:
+    """Declare a key that takes one of a few words."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
 def _patterns(*default: str) -> Any:
     """Declare a key that takes a list of patterns, as policy/kinds.py describes them."""
     return field(default=default)
@@ -80,6 +85,9 @@ class Store:
 
     background_cpu: float = _key(0.5, 0.0, 64.0)
     """Cores that compaction may take by itself; 0: it runs only when asked for."""
+
+    dedup: str = _choice("all", "user")
+    """Among whose files equal bytes are kept once: everybody's, or those of each user alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +319,8 @@ def parse_size(text: str) -> int:
 def _value(given: object, name: str, key: dataclasses.Field[Any], origin: str) -> Any:
     if isinstance(key.default, tuple):
         return _pattern_list(given, name, origin)
+    if "choices" in key.metadata:
+        return _chosen(given, key.metadata["choices"], name, origin)
     low, high = key.metadata["low"], key.metadata["high"]
     whole = isinstance(key.default, int)
     value: Any = given
@@ -324,6 +334,13 @@ def _value(given: object, name: str, key: dataclasses.Field[Any], origin: str) -
         kind = "a whole number" if whole else "a number"
         raise ProfileInvalid(f"{origin}: {name} is {given!r}, must be {kind} from {low} to {high}")
     return value if whole else float(value)
+
+
+def _chosen(given: object, choices: tuple[str, ...], name: str, origin: str) -> object:
+    if given not in choices:
+        words = " or ".join(f'"{choice}"' for choice in choices)
+        raise ProfileInvalid(f"{origin}: {name} is {given!r}, must be {words}")
+    return given
 
 
 def _pattern_list(given: object, name: str, origin: str) -> tuple[str, ...]:

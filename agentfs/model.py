@@ -105,6 +105,8 @@ class NewBlock:
     """On disk, header included."""
     chunks: list[tuple[bytes, int]]
     """(digest of 16 bytes, length in bytes)."""
+    domain: int | None = None
+    """Of all of them: the uid by whose key they are named; None: by none."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -128,6 +130,8 @@ class StoredChunk:
     block: int
     """Id of the block's row."""
     place: Location
+    domain: int | None
+    """As in `NewBlock`."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -37,7 +37,7 @@ def unknown_chunks(corpus: Path) -> tuple[list[memoryview], int]:
         for length in memoryview(cut(data, params_for_size(len(data)))).cast("I"):
             chunk = data[start : start + length]
             start += length
-            digest = digest_of(chunk)
+            digest = digest_of(chunk, None)
             if digest not in seen:
                 seen.add(digest)
                 chunks.append(chunk)

@@ -44,13 +44,14 @@ def encode(parts: Iterable[tuple[int | None, int]]) -> bytes:
 class Recipe:
     """A decoded recipe that finds the parts of a byte range."""
 
-    __slots__ = ("_ends", "_ids", "_lengths", "digest", "size")
+    __slots__ = ("_ends", "_ids", "_lengths", "digest", "domain", "size")
 
-    def __init__(self, digest: bytes, size: int, encoded: bytes) -> None:
+    def __init__(self, digest: bytes, size: int, encoded: bytes, domain: int | None = None) -> None:
         """
         :param digest: BLAKE3 of the whole content, 32 bytes
         :param size: bytes, holes included
         :param encoded: as `encode` returns it
+        :param domain: in which the digest names it
         """
         numbers = array("I")
         numbers.frombytes(encoded)
@@ -58,6 +59,7 @@ class Recipe:
             numbers.byteswap()
         self.digest = digest
         self.size = size
+        self.domain = domain
         self._ids = numbers[0::2]
         lengths = numbers[1::2]
         self._lengths = (

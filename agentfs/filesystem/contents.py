@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import trio
 
 from agentfs.chunks import CorruptBlock, Store
-from agentfs.chunks.digest import ContentHasher
+from agentfs.chunks.digest import ContentHasher, DomainKeys
 from agentfs.chunks.recipe import Recipe
 from agentfs.filesystem.ranges import write_all
 from agentfs.index import ChunkLost, Index
@@ -69,8 +69,9 @@ def pieces_of(index: Index, recipe: Recipe, offset: int, size: int) -> list[Piec
 class ContentReader:
     """Reads contents by their ids."""
 
-    def __init__(self, index: Index, store: Store) -> None:
+    def __init__(self, index: Index, store: Store, keys: DomainKeys) -> None:
         self._index = index
+        self._keys = keys
         self._contents = index.contents
         self._contents.recipe_changed = self.forget
         self._store = store
@@ -154,7 +155,7 @@ class ContentReader:
         """
         recipe = self.recipe(content)
         size = recipe.size if limit is None else min(limit, recipe.size)
-        hasher = ContentHasher(sparse=recipe.is_sparse)
+        hasher = ContentHasher(sparse=recipe.is_sparse, key=self._keys.of(recipe.domain))
         for start, length, is_hole in recipe.extents(size):
             if is_hole:
                 hasher.hole(start, length)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentfs.chunks import CorruptBlock, NewerFormat, Store
-from agentfs.chunks.digest import ContentHasher, chunk_digest
+from agentfs.chunks.digest import ContentHasher, DomainKeys, chunk_digest
 from agentfs.chunks.recipe import Recipe
 from agentfs.errors import StoreDamaged
 from agentfs.filesystem import copies
@@ -28,7 +28,7 @@ from agentfs.index import (
     damaged_pages,
 )
 from agentfs.index.audit import findings, paths_of, segment_findings
-from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, chunk_ids
+from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, UNKNOWN_CONTENT_DIGEST, chunk_ids
 from agentfs.index.dump import is_partial
 from agentfs.model import StoredBlock
 
@@ -171,6 +171,7 @@ class Checker:
         self, index: Index, segments: Store, store: Path, report: Report, progress: Progress
     ) -> None:
         self._index = index
+        self._keys = DomainKeys(index.secret)
         self._segments = segments
         self._directory = store / SEGMENTS
         self._report = report
@@ -242,7 +243,8 @@ class Checker:
             return False
         for chunk in self._index.contents.chunks_of(block):
             start = chunk.place.start
-            found = chunk_digest(data[start : start + chunk.place.length])
+            key = self._keys.of(chunk.domain)
+            found = chunk_digest(data[start : start + chunk.place.length], key)
             if chunk.digest == UNKNOWN_CHUNK_DIGEST:
                 self._report.chunk_digests[chunk.id] = found
             elif found != chunk.digest:
@@ -255,22 +257,23 @@ class Checker:
         ids = [row[0] for row in self._index.execute("SELECT id FROM content WHERE refs > 0")]
         for done, content in enumerate(ids):
             self._progress("checking contents", done, len(ids))
-            digest, size, encoded = self._index.contents.get(content)
+            digest, size, encoded, domain = self._index.contents.get(content)
             if not self._lost_chunks.isdisjoint(chunk_ids(encoded)):
                 continue
             try:
-                found = self._digest(Recipe(digest, size, encoded))
+                found = self._digest(Recipe(digest, size, encoded, domain))
             except (CorruptBlock, ChunkLost, LookupError, OSError, ValueError):
                 report.contents.add(content)
                 continue
-            if is_partial(digest) and found.startswith(digest[:8]):
+            is_unknown = digest == UNKNOWN_CONTENT_DIGEST
+            if is_unknown or (is_partial(digest) and found.startswith(digest[:8])):
                 report.content_digests[content] = found
             elif found != digest:
                 report.contents.add(content)
             report.contents_checked += 1
 
     def _digest(self, recipe: Recipe) -> bytes:
-        hasher = ContentHasher(sparse=recipe.is_sparse)
+        hasher = ContentHasher(sparse=recipe.is_sparse, key=self._keys.of(recipe.domain))
         for start, length, is_hole in recipe.extents(recipe.size):
             if is_hole:
                 hasher.hole(start, length)

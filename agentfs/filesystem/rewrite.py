@@ -82,6 +82,7 @@ class Rewriter:
         :raises Stopped: the store's pace says so
         :raises OSError: no room, or the disk failed
         """
+        chunks = sorted(chunks, key=_domain_first)
         # A reader of its own: this one reads every block once and would empty the cache of others.
         source = Store(self._segments, cache_bytes=_CACHE_BYTES, read_only=True)
         idle = _be_idle if packing.is_packed else None
@@ -161,7 +162,12 @@ class Rewriter:
             start += place.length
         segment, offset, stored = self._store.pack(views, level)
         named = [(chunk.digest, chunk.place.length) for chunk in chunks]
-        return NewBlock(segment, offset, stored, named)
+        return NewBlock(segment, offset, stored, named, chunks[0].domain)
+
+
+def _domain_first(chunk: StoredChunk) -> int:
+    """By which those of one domain come together, in the order they had."""
+    return -1 if chunk.domain is None else chunk.domain
 
 
 def _be_idle() -> None:
@@ -188,7 +194,8 @@ def _groups(
 def _blocks(chunks: Sequence[StoredChunk], block_bytes: int) -> Iterator[Sequence[StoredChunk]]:
     first = size = 0
     for number, chunk in enumerate(chunks):
-        if size and size + chunk.place.length > block_bytes:
+        is_full = size + chunk.place.length > block_bytes
+        if size and (is_full or chunk.domain != chunks[first].domain):
             yield chunks[first:number]
             first, size = number, 0
         size += chunk.place.length

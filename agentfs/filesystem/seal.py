@@ -29,13 +29,14 @@ from dataclasses import dataclass, field
 import trio
 
 from agentfs.chunks import Store, cut, params_for_size
-from agentfs.chunks.digest import ContentHasher, chunk_digest, digest_of
+from agentfs.chunks.digest import ContentHasher, DomainKeys, chunk_digest, digest_of
 from agentfs.chunks.recipe import encode
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.ranges import data_extents
 from agentfs.filesystem.room import Room
+from agentfs.filesystem.staging import StagedFile
 from agentfs.index import Index
 from agentfs.model import SECTOR_BYTES, Kind, NewBlock
 from agentfs.policy.kinds import SNIFFED_BYTES, sniff
@@ -68,6 +69,10 @@ class _Snapshot:
     file: LiveFile
     version: int
     path: str
+    domain: int | None
+    """Whose bytes they are: the uid that owns the file now; None: anybody's."""
+    key: bytes | None
+    """Of the domain."""
     size: int = 0
     holes: int = 0
     digest: bytes = b""
@@ -75,6 +80,10 @@ class _Snapshot:
     """What the bytes of a new content look like."""
     parts: list[tuple[bytes | None, int]] = field(default_factory=list)
     """(chunk digest, or None for a hole; length in bytes)."""
+
+
+_Put = Future[tuple[int, int, int]]
+"""Of `Store.put`."""
 
 
 class _Packer:
@@ -91,6 +100,8 @@ class _Packer:
     ) -> None:
         self.known = known
         """Ids of chunks that are in the store; grows as they are found."""
+        self.domain: int | None = None
+        """Of the chunks that come next; changed when none is waiting: a block is of one domain."""
         self._store = store
         self._room = room
         self._pool = pool
@@ -99,7 +110,7 @@ class _Packer:
         self._digests: list[tuple[bytes, int]] = []
         self._views: list[memoryview] = []
         self._bytes = 0
-        self._running: list[tuple[Future[tuple[int, int, int]], list[tuple[bytes, int]]]] = []
+        self._running: list[tuple[_Put, list[tuple[bytes, int]], int | None]] = []
         self._packed: set[bytes] = set()
         self.blocks: list[NewBlock] = []
 
@@ -121,7 +132,7 @@ class _Packer:
             self._finish_one()
         self._room.require_for_seal(self._bytes)
         future = self._pool.submit(self._store.put, self._views, self._level)
-        self._running.append((future, self._digests))
+        self._running.append((future, self._digests, self.domain))
         self._digests, self._views, self._bytes = [], [], 0
 
     def finish(self) -> list[NewBlock]:
@@ -139,9 +150,9 @@ class _Packer:
         return self.blocks
 
     def _finish_one(self) -> None:
-        future, digests = self._running.pop(0)
+        future, digests, domain = self._running.pop(0)
         segment, offset, stored = future.result()
-        self.blocks.append(NewBlock(segment, offset, stored, digests))
+        self.blocks.append(NewBlock(segment, offset, stored, digests, domain))
 
 
 _WORKERS = os.cpu_count() or 1
@@ -157,14 +168,17 @@ class Sealer:
         room: Room,
         durability: Durability,
         gate: Gate,
+        keys: DomainKeys,
         *,
         level: int,
         block_bytes: int,
+        dedups_by_user: bool,
         on_sealed: Callable[[LiveFile], None],
     ) -> None:
         """
         :param level: of zstd
         :param block_bytes: raw bytes compressed together at most
+        :param dedups_by_user: files share bytes with others of the same owner only
         :param on_sealed: called for each file whose content has been recorded
         """
         self._index = index
@@ -173,8 +187,10 @@ class Sealer:
         self._room = room
         self._durability = durability
         self._gate = gate
+        self._keys = keys
         self._level = level
         self._block_bytes = block_bytes
+        self._dedups_by_user = dedups_by_user
         self._on_sealed = on_sealed
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="compress")
         self._urgent: list[tuple[LiveFile, _Ticket]] = []
@@ -261,7 +277,7 @@ class Sealer:
                     await file.lock.acquire()
                 held.add(file)
             snapshots = [
-                _Snapshot(file, file.version, file.staged.path)
+                self._snapshot(file, file.staged)
                 for file in files
                 if file in held
                 and file.staged is not None
@@ -274,6 +290,10 @@ class Sealer:
         finally:
             for file in held:
                 file.lock.release()
+
+    def _snapshot(self, file: LiveFile, staged: StagedFile) -> _Snapshot:
+        domain = file.inode.uid if self._dedups_by_user else None
+        return _Snapshot(file, file.version, staged.path, domain, self._keys.of(domain))
 
     async def _store_and_record(self, snapshots: list[_Snapshot]) -> None:
         while snapshots:
@@ -357,11 +377,11 @@ class Sealer:
         packer: _Packer,
     ) -> None:
         for snapshot, data, extents in small:
-            snapshot.digest = _digest(data, extents)
+            snapshot.digest = _digest(data, extents, snapshot.key)
         digests = {snapshot.digest for snapshot, _, _ in small}
         known = trio.from_thread.run_sync(self._contents.find_whole, digests)
         cut_already: dict[bytes, _Snapshot] = {}
-        views: list[tuple[bytes, memoryview]] = []
+        views: dict[int | None, list[tuple[bytes, memoryview]]] = {}
         for snapshot, data, extents in small:
             if snapshot.digest in known:
                 continue
@@ -371,14 +391,16 @@ class Sealer:
                 continue
             snapshot.kind = sniff(bytes(data[:SNIFFED_BYTES]))
             params = params_for_size(snapshot.size)
+            found = views.setdefault(snapshot.domain, [])
             for view in _parts(data, extents):
                 if isinstance(view, int):
                     snapshot.parts.append((None, view))
                     continue
-                for digest, chunk in _chunks(view, params):
+                for digest, chunk in _chunks(view, params, snapshot.key):
                     snapshot.parts.append((digest, len(chunk)))
-                    views.append((digest, chunk))
-        self._pack_unknown(views, packer)
+                    found.append((digest, chunk))
+        for domain, chunks in views.items():
+            self._pack_unknown(chunks, packer, domain)
 
     def _store_large(
         self, snapshot: _Snapshot, fd: int, extents: list[tuple[int, int]], packer: _Packer
@@ -387,7 +409,7 @@ class Sealer:
             return True
         params = params_for_size(snapshot.size)
         snapshot.kind = sniff(os.pread(fd, SNIFFED_BYTES, 0))
-        hasher = ContentHasher(sparse=bool(snapshot.holes))
+        hasher = ContentHasher(sparse=bool(snapshot.holes), key=snapshot.key)
         position = 0
         for start, end in extents:
             if start > position:
@@ -398,13 +420,13 @@ class Sealer:
                 window = memoryview(os.pread(fd, min(WINDOW_BYTES, end - position), position))
                 if not window:
                     return False
-                chunks = list(_chunks(window, params))
+                chunks = list(_chunks(window, params, snapshot.key))
                 if position + len(window) < end and len(chunks) > 1:
                     chunks.pop()  # its end is the window's, not a cut
                 taken = sum(len(chunk) for _, chunk in chunks)
                 hasher.data(window[:taken])
                 snapshot.parts.extend((digest, len(chunk)) for digest, chunk in chunks)
-                self._pack_unknown(chunks, packer)
+                self._pack_unknown(chunks, packer, snapshot.domain)
                 position += taken
         if position < snapshot.size:
             hasher.hole(position, snapshot.size - position)
@@ -423,10 +445,10 @@ class Sealer:
         head = memoryview(os.pread(fd, HEAD_BYTES, 0))
         if not head:
             return False  # cut short meanwhile
-        first, _ = next(_chunks(head, params_for_size(snapshot.size)))
+        first, _ = next(_chunks(head, params_for_size(snapshot.size), snapshot.key))
         if not trio.from_thread.run_sync(self._contents.find_chunks, {first}):
             return False
-        hasher = ContentHasher(sparse=False)
+        hasher = ContentHasher(sparse=False, key=snapshot.key)
         for position in range(0, snapshot.size, WINDOW_BYTES):
             size = min(WINDOW_BYTES, snapshot.size - position)
             data = os.pread(fd, size, position)
@@ -439,8 +461,11 @@ class Sealer:
         snapshot.digest = digest
         return True
 
-    def _pack_unknown(self, chunks: list[tuple[bytes, memoryview]], packer: _Packer) -> None:
+    def _pack_unknown(
+        self, chunks: list[tuple[bytes, memoryview]], packer: _Packer, domain: int | None
+    ) -> None:
         known = packer.known
+        packer.domain = domain
         digests = {digest for digest, _ in chunks if digest not in known}
         known.update(trio.from_thread.run_sync(self._contents.find_chunks, digests))
         for digest, chunk in chunks:
@@ -512,7 +537,9 @@ class Sealer:
                 self._contents.rewrite(content, self._recipe(snapshot, ids))
             return content
         recipe = self._recipe(snapshot, ids)
-        return self._contents.add(snapshot.digest, snapshot.size, recipe, snapshot.kind)
+        return self._contents.add(
+            snapshot.digest, snapshot.size, recipe, snapshot.kind, snapshot.domain
+        )
 
     def _recipe(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> bytes:
         parts: list[tuple[int | None, int]] = []
@@ -574,10 +601,10 @@ def _parts(data: memoryview, extents: list[tuple[int, int]]) -> Iterator[memoryv
         yield len(data) - position
 
 
-def _digest(data: memoryview, extents: list[tuple[int, int]]) -> bytes:
+def _digest(data: memoryview, extents: list[tuple[int, int]], key: bytes | None) -> bytes:
     if extents == [(0, len(data))]:
-        return digest_of(data)
-    hasher = ContentHasher(sparse=True)
+        return digest_of(data, key)
+    hasher = ContentHasher(sparse=True, key=key)
     position = 0
     for part in _parts(data, extents):
         if isinstance(part, int):
@@ -589,11 +616,11 @@ def _digest(data: memoryview, extents: list[tuple[int, int]]) -> bytes:
     return hasher.digest()
 
 
-def _chunks(data: memoryview, params: int) -> Iterator[tuple[bytes, memoryview]]:
+def _chunks(data: memoryview, params: int, key: bytes | None) -> Iterator[tuple[bytes, memoryview]]:
     """(digest, bytes) of each chunk of *data*, in order."""
     lengths = array("I", cut(data, params))
     start = 0
     for length in lengths:
         view = data[start : start + length]
-        yield chunk_digest(view), view
+        yield chunk_digest(view, key), view
         start += length

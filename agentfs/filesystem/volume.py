@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from agentfs.chunks import Store
+from agentfs.chunks.digest import DomainKeys
 from agentfs.config import Profile
 from agentfs.filesystem import copies, fsck
 from agentfs.filesystem.agents import Agents
@@ -125,7 +126,8 @@ class Volume:
         self.namespace = Namespace(self.index, self.table)
         self.durability = Durability(self.index)
         gate = Gate()
-        reader = ContentReader(self.index, self._store)
+        keys = DomainKeys(self.index.secret)
+        reader = ContentReader(self.index, self._store, keys)
         parts = (self.index, self.table, self.namespace, self.staging, reader)
         self.describer = Describer(
             self.index,
@@ -151,8 +153,10 @@ class Volume:
             self.staging.room,
             self.durability,
             gate,
+            keys,
             level=profile.store.level,
             block_bytes=profile.store.block_bytes,
+            dedups_by_user=profile.store.dedup == "user",
             on_sealed=self.files.unstage_if_sealed,
         )
         settings = profile.store

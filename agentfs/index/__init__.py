@@ -59,6 +59,12 @@ class Index(IndexConnection):
         self.store_id = self._read_store_id()
 
     @property
+    def secret(self) -> bytes:
+        """32 bytes made with the store, of which the keys of domains are made."""
+        (value,) = self.execute("SELECT value FROM setting WHERE name = 'secret'").fetchone()
+        return bytes.fromhex(value)
+
+    @property
     def lost_commits(self) -> int:
         """Transactions that are known to be lost, and nobody has repaired the store since."""
         row = self.execute("SELECT value FROM setting WHERE name = 'lost_commits'").fetchone()

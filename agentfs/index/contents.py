@@ -105,17 +105,17 @@ class Contents:
         rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
         return {digest for digest, id_ in rows if digest in digests and not self.is_damaged(id_)}
 
-    def get(self, content: int) -> tuple[bytes, int, bytes]:
-        """(digest, size in bytes, recipe).
+    def get(self, content: int) -> tuple[bytes, int, bytes, int | None]:
+        """(digest, size in bytes, recipe, domain).
 
         :raises KeyError: there is none
         """
         row = self._execute(
-            "SELECT digest, size, recipe FROM content WHERE id = ?", (content,)
+            "SELECT digest, size, recipe, domain FROM content WHERE id = ?", (content,)
         ).fetchone()
         if row is None:
             raise KeyError(content)
-        return row[0], row[1], row[2]
+        return row[0], row[1], row[2], row[3]
 
     def size(self, content: int) -> int:
         """In bytes; 0: there is none."""
@@ -181,11 +181,18 @@ class Contents:
             (content, limit),
         ).fetchall()
 
-    def add(self, digest: bytes, size: int, recipe: bytes, kind: Kind = Kind.OTHER) -> int:
+    def add(
+        self,
+        digest: bytes,
+        size: int,
+        recipe: bytes,
+        kind: Kind = Kind.OTHER,
+        domain: int | None = None,
+    ) -> int:
         """A new content with one reference, its first inode's; counts one for each chunk in it."""
         cursor = self._execute(
-            "INSERT INTO content VALUES (NULL, ?, ?, ?, 1, ?)",
-            (digest, size, recipe, kind or None),
+            "INSERT INTO content VALUES (NULL, ?, ?, ?, 1, ?, ?)",
+            (digest, size, recipe, kind or None, domain),
         )
         self._executemany(
             "UPDATE chunk SET refs = refs + 1 WHERE id = ?",
@@ -267,13 +274,13 @@ class Contents:
             if chunk is None:
                 self._last_chunk += 1
                 chunk = self._last_chunk
-                rows.append((chunk, digest, block_id, start, length))
+                rows.append((chunk, digest, block_id, start, length, block.domain))
             elif chunk in self._damaged:
                 self._heal(chunk, block_id, start, length)
                 healed[chunk] = length
             ids.append(chunk)
             start += length
-        self._executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, 0)", rows)
+        self._executemany("INSERT INTO chunk VALUES (?, ?, ?, ?, ?, 0, ?)", rows)
         live = sum(healed.values()) + sum(row[4] for row in rows)
         held = pack_runs(sorted([*healed, *(row[0] for row in rows)]))
         self._execute("UPDATE block SET live = ?, chunks = ? WHERE id = ?", (live, held, block_id))
@@ -301,7 +308,7 @@ class Contents:
         """Whether a content is known to have lost bytes."""
         if not self._damaged:
             return False
-        _, _, recipe = self.get(content)
+        recipe = self.get(content)[2]
         return not self._damaged.isdisjoint(chunk_ids(recipe))
 
     def mark_damaged(self, segment: int, offset: int | None) -> int:
@@ -354,7 +361,7 @@ class Contents:
         """A chunk that a recipe names and that is not there. In a transaction."""
         self._last_chunk = max(self._last_chunk, chunk)
         self._execute(
-            "INSERT INTO chunk VALUES (?, ?, ?, 0, ?, 0)",
+            "INSERT INTO chunk VALUES (?, ?, ?, 0, ?, 0, NULL)",
             (chunk, UNKNOWN_CHUNK_DIGEST, NO_BLOCK, length),
         )
 
@@ -420,7 +427,7 @@ class Contents:
 
     def rewrite(self, content: int, recipe: bytes) -> None:
         """Give a damaged content another recipe for the same bytes."""
-        _, _, old = self.get(content)
+        old = self.get(content)[2]
         self._execute("UPDATE content SET recipe = ? WHERE id = ?", (recipe, content))
         for change, chunks in ((1, chunk_ids(recipe)), (-1, chunk_ids(old))):
             self._executemany(
@@ -504,14 +511,20 @@ class Contents:
             row
             for run in unpack_runs(block.chunks)
             for row in self._execute(
-                "SELECT start, id, digest, length FROM chunk"
+                "SELECT start, id, digest, length, domain FROM chunk"
                 " WHERE id BETWEEN ? AND ? AND block = ?",
                 (*run, block.id),
             )
         ]
         return [
-            StoredChunk(chunk, digest, block.id, Location(block.segment, block.offset, start, size))
-            for start, chunk, digest, size in sorted(rows)
+            StoredChunk(
+                chunk,
+                digest,
+                block.id,
+                Location(block.segment, block.offset, start, size),
+                domain,
+            )
+            for start, chunk, digest, size, domain in sorted(rows)
         ]
 
     def begin_move(self, block: NewBlock, chunks: Sequence[StoredChunk], *, packed: bool) -> int:

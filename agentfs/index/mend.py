@@ -127,7 +127,7 @@ def _mend_contents(index: Index) -> Iterator[str]:
         " AND content NOT IN (SELECT id FROM content) GROUP BY content"
     ).fetchall():
         execute(
-            "INSERT INTO content VALUES (?, ?, ?, x'', 0, NULL)",
+            "INSERT INTO content VALUES (?, ?, ?, x'', 0, NULL, NULL)",
             (content, UNKNOWN_CONTENT_DIGEST, size),
         )
         index.contents.condemn(content)

@@ -17,7 +17,9 @@ from typing import Any
 from agentfs.errors import StoreDamaged
 from agentfs.index import dump
 from agentfs.index.connection import INDEX_NAME, IndexConnection, connect
+from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, UNKNOWN_CONTENT_DIGEST
 from agentfs.index.runs import list_chunks
+from agentfs.index.schema import add_secret
 
 _KEYS = {
     "setting": ("name",),
@@ -34,7 +36,7 @@ _KEYS = {
 _PLACE = {table: len(columns) for table, columns in _KEYS.items()}
 """How many of the first columns are the key."""
 
-_COLUMNS_ADDED_TO = {"block": 8, "content": 6}
+_COLUMNS_ADDED_TO = {"block": 8, "content": 7, "chunk": 7}
 """How many columns a table has by now that had fewer: an index is mended before it is migrated."""
 
 _NUMBER_MAX = (1 << 63) - 1
@@ -129,9 +131,17 @@ def _fill(
         fresh.execute(
             "INSERT OR IGNORE INTO setting VALUES ('store_id', lower(hex(randomblob(16))))"
         )
+        if add_secret(fresh.execute):
+            _forget_keyed_digests(fresh)
         fresh.execute("UPDATE chunk SET digest = substr(digest, 1, 16) WHERE length(digest) > 16")
         list_chunks(fresh.execute)
     return result
+
+
+def _forget_keyed_digests(fresh: IndexConnection) -> None:
+    """The secret they were made with is lost: they are made anew from the bytes."""
+    for table, unknown in (("chunk", UNKNOWN_CHUNK_DIGEST), ("content", UNKNOWN_CONTENT_DIGEST)):
+        fresh.execute(f"UPDATE {table} SET digest = ? WHERE domain IS NOT NULL", (unknown,))
 
 
 def _insert(fresh: IndexConnection, table: str, row: Row) -> None:

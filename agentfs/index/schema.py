@@ -11,8 +11,11 @@ indexed by their first four bytes only, and columns that are NULL where nothing 
 from __future__ import annotations
 
 import os
+import secrets
+import sqlite3
 import struct
 import time
+from collections.abc import Callable
 
 from sqlite_utils import Database, Migrations
 
@@ -90,6 +93,23 @@ def kinds(db: Database) -> None:
     """What contents are, directories of agents, and where files lie."""
     for statement in _KINDS:
         db.execute(statement)
+
+
+@migrations()
+def domains(db: Database) -> None:
+    """Whose bytes contents and chunks are, and what their keys are made of."""
+    for statement in _DOMAINS:
+        db.execute(statement)
+    add_secret(db.execute)
+
+
+def add_secret(execute: Callable[..., sqlite3.Cursor]) -> bool:
+    """Give a store its secret, unless it has one. In a transaction.
+
+    :param execute: of the database
+    """
+    made = execute("INSERT OR IGNORE INTO setting VALUES ('secret', ?)", (secrets.token_hex(32),))
+    return made.rowcount == 1
 
 
 _FIRST = (
@@ -191,5 +211,12 @@ _KINDS = (
     " WHERE dentry.inode = inode.id AND inode.parent IS NULL",
 )
 
-STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS, *_PACKING, *_KINDS)
+_DOMAINS = (
+    """ALTER TABLE content ADD COLUMN   -- uid by whose key the digest is made; NULL: by none
+        domain INTEGER""",
+    """ALTER TABLE chunk ADD COLUMN     -- the same; all chunks of a block have the same
+        domain INTEGER""",
+)
+
+STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS, *_PACKING, *_KINDS, *_DOMAINS)
 """What makes all tables and indexes, in order."""

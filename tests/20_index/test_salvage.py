@@ -20,9 +20,10 @@ def make_an_index_of_before_packing(directory: Path, monkeypatch: pytest.MonkeyP
         index.execute("INSERT INTO block VALUES (1, 1, 32, 900, 1000, 1000)")
         for chunk in (2, 3):
             values = (chunk, bytes([chunk]) * 32, (chunk - 2) * 500)
-            index.execute("INSERT INTO chunk VALUES (?, ?, 1, ?, 500, 1)", values)
+            index.execute("INSERT INTO chunk VALUES (?, ?, 1, ?, 500, 1, NULL)", values)
         recipe = b"".join(n.to_bytes(4, "little") for n in (2, 500, 3, 500))
-        index.execute("INSERT INTO content VALUES (1, ?, 1000, ?, 1, NULL)", (b"c" * 32, recipe))
+        content = (1, b"c" * 32, 1000, recipe, 1, None, None)
+        index.execute("INSERT INTO content VALUES (?, ?, ?, ?, ?, ?, ?)", content)
         index.execute(
             "INSERT INTO inode VALUES (2, 33188, 0, 0, 1, 1000, 0, 0, 0, 1, NULL, NULL, NULL, NULL)"
         )

@@ -133,6 +133,46 @@ def test_equal_files_of_two_users_look_as_files_that_nobody_else_has(
     assert float(os.getxattr(mine, "user.agentfs.reduction")) > 1, "root is told"
 
 
+def test_users_who_are_kept_apart_share_neither_room_nor_memory(
+    mount_store: Any, tmp_path: Path, run_as: As, mode: str
+) -> None:
+    profile = tmp_path / "apart.toml"
+    profile.write_text('[store]\ndedup = "user"\n')
+    mounted = mount_store("--profile", profile)
+    mounted.path.chmod(0o1777)
+    files = {ONE: [mounted.path / "a", mounted.path / "b"], OTHER: [mounted.path / "c"]}
+    every = [*files[ONE], *files[OTHER]]
+    for uid, paths in files.items():
+        for path in paths:
+            run_as(uid, WRITE, path, "equal")
+    mounted.agentfs("sync", mounted.path)
+    assert mounted.stats()["logical_bytes"] == 3 * 500_000
+    apart = mounted.stats()["unique_bytes"]
+    for restarted in (False, True):
+        if restarted:
+            mounted.kill()
+            mounted.mount()
+        for uid, paths in files.items():
+            run_as(uid, ACCESS, "rb", *paths)
+        names = [os.getxattr(path, "user.agentfs.digest") for path in every]
+        assert names[0] == names[1] != names[2]
+        if mode == "relay":
+            (tmpfs,) = mounted.tmpfs()
+            assert {path.name.encode() for path in (tmpfs / "images").iterdir()} == set(names)
+    mounted.agentfs("compact", mounted.path)
+    assert mounted.stats()["unique_bytes"] == apart
+    mounted.remount()
+    for path in every:
+        assert path.read_bytes() == b"equal" * 100_000
+    assert "is whole" in mounted.agentfs("fsck", mounted.path)
+    together = mount_store(name="together")
+    together.path.chmod(0o1777)
+    for uid in files:
+        run_as(uid, WRITE, together.path / str(uid), "equal")
+    together.agentfs("sync", together.path)
+    assert together.stats()["unique_bytes"] * 2 == apart
+
+
 def test_access_lists_are_refused_and_not_taken_for_granted(shared: Path) -> None:
     path = shared / "file"
     path.touch()

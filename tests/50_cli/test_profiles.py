@@ -54,6 +54,8 @@ def test_a_profile_may_be_a_path_and_leave_keys_out(tmp_path: Path) -> None:
         ({"stroe": {}}, "unknown key stroe; the nearest is store"),
         ({"seal": {"block_bytes": 1}}, "the nearest is store.block_bytes"),
         ({"seal": 3}, "seal must be a table"),
+        ({"store": {"dedup": "users"}}, 'store.dedup is \'users\', must be "all" or "user"'),
+        ({"store": {"dedup": 1}}, 'store.dedup is 1, must be "all" or "user"'),
         ({"store": {"level": 23}}, "store.level is 23, must be a whole number from 1 to 22"),
         ({"store": {"level": True}}, "store.level is True"),
         ({"store": {"level": 3.5}}, "store.level is 3.5"),

@@ -39,13 +39,17 @@ NEVER_S = 86_400.0
 
 
 def profile(
-    *, budget_bytes: int = 1 << 30, rest_s: float = NEVER_S, block_bytes: int = MIB
+    *,
+    budget_bytes: int = 1 << 30,
+    rest_s: float = NEVER_S,
+    block_bytes: int = MIB,
+    dedup: str = "all",
 ) -> Profile:
     """By default nothing is sealed unless a test asks for it."""
     return Profile(
         "test",
         seal=Seal(rest_s=rest_s, open_rest_s=rest_s),
-        store=Store(block_bytes=block_bytes, level=1),
+        store=Store(block_bytes=block_bytes, level=1, dedup=dedup),
         hot=Hot(bytes=budget_bytes),
     )
 
