@@ -199,7 +199,11 @@ class Collector:
             if changes == settled or self._one_at_a_time.locked():
                 continue
             rested_s = trio.current_time() - since
-            young, garbage, stored = self._backlog()
+            try:
+                young, garbage, stored = self._backlog()
+            except OSError as error:
+                log.error("cannot look for garbage: %s; later", error)
+                continue
             work: Callable[[], Awaitable[Reclaimed]] | None = None
             if is_due(young, garbage, rested_s):
                 work = partial(self._compact, pace, threads, _nobody_looks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -52,6 +53,9 @@ _TEXT_SHIFT = 16
 _TEXTS = 1 << _TEXT_SHIFT
 _GENERATIONS = 1 << 6
 
+_OWN_DESCRIPTORS = 128
+"""Of those the daemon may have: to seal, to read segments, to be asked. The rest is programs'."""
+
 
 def _check_changeable(nodeid: int) -> None:
     """:raises OSError: EROFS, it is of the view"""
@@ -79,6 +83,15 @@ class Operations(pyfuse3.Operations):
         self._view = volume.view
         self._texts: dict[int, bytes] = {}
         self._texts_given = 0
+
+    def _require_descriptor(self) -> None:
+        """Before a file is opened, which takes one while it is written.
+
+        :raises OSError: ENFILE, when programs have as many as they may
+        """
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self._handles) >= max(most - _OWN_DESCRIPTORS, most // 2):
+            raise OSError(errno.ENFILE, "too many open files for the daemon's limit")
 
     def _new_entry(self, inode: Inode) -> EntryAttributes:
         """An entry the kernel will count as a lookup."""
@@ -324,6 +337,7 @@ class Operations(pyfuse3.Operations):
                 _check_changeable(nodeid)
             if self._view.is_text(nodeid):
                 return await self._open_text(nodeid)
+        self._require_descriptor()
         inode = self._table.named(nodeid)
         await self._prepare(inode, flags)
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
@@ -355,6 +369,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        self._require_descriptor()
         if self._files.is_short_of_room():
             await letting_others_in(self._files.prepare_room())
         try:
@@ -387,6 +402,7 @@ class Operations(pyfuse3.Operations):
 
         Not called by pyfuse3, see `relay_operations`.
         """
+        self._require_descriptor()
         if self._files.is_short_of_room():
             await self._files.prepare_room()
         inode = self._names.create_unnamed(parent, mode, caller)

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,8 +18,20 @@
 #define NS_PER_S 1000000000
 
 /* Backing files take descriptors from here on: however many programs write, the daemon can go on
- * opening what it needs to seal them. */
+ * opening what it needs to seal them. Half of what there may be, where that is less. */
 enum { RESERVED_FDS = 1024 };
+
+/* A descriptor beyond those reserved, or -1 with errno: ENFILE when there are no more. */
+static int duplicate_backing(int fd)
+{
+    struct rlimit limit = {.rlim_cur = RLIM_INFINITY};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    int reserved = limit.rlim_cur / 2 < RESERVED_FDS ? (int)(limit.rlim_cur / 2) : RESERVED_FDS;
+    int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, reserved);
+    if (duplicate < 0 && errno == EMFILE)
+        errno = ENFILE;
+    return duplicate;
+}
 
 struct relay_object {
     PyObject_HEAD struct relay *relay; /* guarded by the GIL; owned; NULL when closed */
@@ -262,9 +275,9 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
     backing.writable = writable;
     backing.capability_free = capability_free;
     backing.fresh_until_ns = fresh_until_ns;
-    backing.fd = writable ? fcntl(fd, F_DUPFD_CLOEXEC, RESERVED_FDS) : -1;
+    backing.fd = writable ? duplicate_backing(fd) : -1;
     if (writable && backing.fd < 0)
-        return raise_errno(errno == EMFILE ? ENFILE : errno, NULL);
+        return raise_errno(errno, NULL);
     return none_or_errno(table_attach(relay_table(relay), nodeid, &backing));
 }
 
