@@ -46,12 +46,14 @@ def call(
     *silence_s* seconds, and the daemon's own error when it answers with one.
     """
     deadline = time.monotonic() + (_TAKE_OVER_S if is_repeatable else 0.0)
+    first: NotMounted | None = None
     while True:
         try:
             return _call_once(store_dir, op, args or {}, on_progress, silence_s)
-        except NotMounted:
+        except NotMounted as error:
+            first = first or error  # a daemon that died meanwhile says more than that there is none
             if time.monotonic() >= deadline or lock.holder(store_dir) is None:
-                raise
+                raise first from None
             time.sleep(_TRY_EVERY_S)
 
 

@@ -71,12 +71,7 @@ def _answer_until_stopped(
                     "stored_bytes": 1000,
                     "pid": os.getpid(),
                     "mode": "plain",
-                    "mode_reason": "asked for",
-                    "uptime_s": None,
-                    "rss_bytes": None,
-                    "cache_hits": 0,
-                    "cache_misses": 0,
-                    "compaction": None,
+                    "mode_reason": "there is no kernel below it",
                 }
 
             async def die(_args: dict[str, Any], _progress: Any) -> dict[str, Any]:
