@@ -287,5 +287,5 @@ i.hot { background: var(--hot); } i.warm { background: var(--warm); }
 i.cold { background: var(--cold); }
 svg .c1 { color: var(--c1); } svg .c5 { color: var(--c5); }
 svg .hot { color: var(--hot); } svg .warm { color: var(--warm); } svg .cold { color: var(--cold); }
-@media (max-width: 640px) { td:has(.bar) { display: none; } }
+@media (max-width: 640px) { td:has(.bar), table + .legend { display: none; } }
 """
