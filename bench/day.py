@@ -42,7 +42,7 @@ from agentfs.filesystem import images, livefile, memory, passthrough, placement
 from agentfs.filesystem.namespace import Caller
 from agentfs.filesystem.volume import Volume
 from agentfs.model import ROOT_INODE
-from bench.common import Results, finish, parser, progress, shown, table
+from bench.common import Results, benchmark, figures_table, parser, progress
 from bench.conversations import conversations
 from bench.targets import work_directory
 
@@ -445,12 +445,12 @@ def measure_one(name: str, work: Path, chosen: argparse.Namespace) -> Results:
         "whole_mib": whole / 2**20,
         "budget_mib": budget / 2**20,
         "opens": len(ms),
-        "hot": sum(day.hot.values()) / len(ms),
+        "hot": 100 * sum(day.hot.values()) / len(ms),
         "median_ms": statistics.median(ms),
         "p99_ms": statistics.quantiles(ms, n=100)[98],
         "mean_ms": statistics.fmean(ms),
         "used_mib": statistics.fmean(day.used) / 2**20,
-        **{f"hot {kind}": day.hot[kind] / len(day.ms[kind]) for kind in sorted(day.ms)},
+        **{f"hot {kind}": 100 * day.hot[kind] / len(day.ms[kind]) for kind in sorted(day.ms)},
     }
 
 
@@ -461,33 +461,27 @@ def measure(chosen: argparse.Namespace) -> Results:
 
 
 def show(results: Results) -> None:
-    """Figures down, policies across."""
+    """Policies down, figures across."""
     first = next(iter(results.values()))
-    table(
+    columns = {
+        **{what: (what, 1) for what in first if what.startswith("hot")},
+        "median ms": ("median_ms", 3),
+        "p99 ms": ("p99_ms", 1),
+        "mean ms": ("mean_ms", 2),
+        "tmpfs MiB": ("used_mib", 1),
+    }
+    figures_table(
         f"A day of {first['opens']:,} opens, {first['budget_mib']:.0f} of {first['whole_mib']:.0f}"
-        " MiB on tmpfs; ms to open and read all",
-        ["", *results],
-        [
-            [
-                key,
-                *(
-                    shown(one[key] * (100 if "hot" in key else 1), 3 if "ms" in key else 1)
-                    for one in results.values()
-                ),
-            ]
-            for key in first
-            if key not in ("opens", "whole_mib", "budget_mib")
-        ],
+        " MiB on tmpfs: % of opens that were hot; ms to open and read all",
+        results,
+        columns,
+        "way",
     )
 
 
 def main() -> int:
     """Measure, show, write."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    show(results)
-    finish("day", chosen, results)
-    return 0
+    return benchmark("day", arguments(), measure, show)
 
 
 if __name__ == "__main__":

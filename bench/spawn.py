@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from bench.common import Results, add_targets, fail, finish, parser, shown, table
-from bench.targets import Agentfs, available, run, work_directory
+from bench.common import Results, add_targets, benchmark, figures_table, parser
+from bench.targets import Agentfs, Target, one_by_one, run
 
 FILES = {"prompt.md": 50, "tools.json": 100, **{f"turns-{n}.jsonl": 1 for n in range(8)}}
 """Of a template: megabytes of each."""
@@ -71,43 +71,31 @@ def measure_one(target: Agentfs, chosen: argparse.Namespace) -> Results:
 
 def measure(chosen: argparse.Namespace) -> Results:
     """Every target by itself."""
-    results: Results = {}
-    with work_directory(chosen) as work:
-        for name, kind in available(chosen.targets, chosen).items():
-            target = kind(work, chosen)
-            with target, target.watched():
-                assert isinstance(target, Agentfs), "others have no agents"
-                results[name] = measure_one(target, chosen)
-    return results
+
+    def of(target: Target) -> Results:
+        assert isinstance(target, Agentfs), "others have no agents"
+        return measure_one(target, chosen)
+
+    return one_by_one(chosen, of)
 
 
 def show(results: Results) -> None:
-    """Figures down, targets across."""
-    table(
-        "A new agent of ten files: ms, median of the rounds",
-        ["", *results],
-        [
-            [key, *(shown(one[key], digits) for one in results.values())]
-            for key, digits in (
-                ("daemon_ms", 2),
-                ("daemon_max_ms", 2),
-                ("command_ms", 0),
-                ("map_ms", 2),
-                ("chunks_added", 0),
-            )
-        ],
+    """Targets down, figures across."""
+    columns = {
+        "daemon ms": ("daemon_ms", 2),
+        "slowest": ("daemon_max_ms", 2),
+        "command ms": ("command_ms", 0),
+        "map ms": ("map_ms", 2),
+        "chunks added": ("chunks_added", 0),
+    }
+    figures_table(
+        "A new agent of ten files: median ms, and what all of them added", results, columns
     )
 
 
 def main() -> int:
     """Measure, show, write. 2 when no target can run here."""
-    chosen = arguments().parse_args()
-    results = measure(chosen)
-    if not results:
-        return fail("no target can run here")
-    show(results)
-    finish("spawn", chosen, results)
-    return 0
+    return benchmark("spawn", arguments(), measure, show)
 
 
 if __name__ == "__main__":

@@ -173,3 +173,11 @@ def test_every_test_that_the_documents_name_is_there() -> None:
     for document in (ROOT / "docs").glob("*.md"):
         named = set(re.findall(r"`(test_\w+)`", document.read_text()))
         assert named <= there, document.name
+
+
+def test_every_benchmark_that_is_documented_starts() -> None:
+    named = set(re.findall(r"`(bench\.\w+)[ `]", (ROOT / "bench/README.md").read_text()))
+    assert {"bench.corpus", "bench.day", "bench.spawn"} <= named
+    for module in sorted(named):
+        command = [sys.executable, "-m", module, "--help"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
