@@ -7,8 +7,8 @@ reads all conversations. tmpfs has room for a tenth of what there is.
 
 The files, the store, the staging and the images are the real ones, and so are the times: opening
 a file and reading all of it, as the daemon does that. What is simulated is the kernel, which
-attaches files, and the clock, so that a day takes minutes. Four ways to decide what stays, on the
-same trace:
+attaches files, and the clock, so that a day takes minutes. Four ways to decide what stays, each on
+a store of its own, take turns at every event:
 
     policy   as configured: by kind, agent, sharing and last use
     scarce   the same on a machine short of memory: what has cooled leaves at once
@@ -23,12 +23,12 @@ An open is hot if nothing had to be decompressed for it. Segments stay in the pa
 import argparse
 import bisect
 import collections
+import contextlib
 import itertools
 import os
 import random
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from typing import Any
 import trio
 
 from agentfs import config
-from agentfs.filesystem import images, livefile, memory, passthrough, placement
+from agentfs.filesystem import images, livefile, passthrough, placement
 from agentfs.filesystem.namespace import Caller
 from agentfs.filesystem.volume import Volume
 from agentfs.model import ROOT_INODE
@@ -230,6 +230,22 @@ class Kernel:
         return []
 
 
+class Plenty(images.Images):
+    """On a machine with memory to spare."""
+
+    @staticmethod
+    def _asks_for_memory() -> bool:
+        return False
+
+
+class Scarce(images.Images):
+    """On a machine that is short of memory all day."""
+
+    @staticmethod
+    def _asks_for_memory() -> bool:
+        return True
+
+
 class LeastRecentlyUsed(images.Images):
     """What was used last stays; all is made resident at once, and nothing cools."""
 
@@ -253,8 +269,8 @@ class Nothing(images.Images):
 
 
 POLICIES: dict[str, type[images.Images]] = {
-    "policy": images.Images,
-    "scarce": images.Images,
+    "policy": Plenty,
+    "scarce": Scarce,
     "lru": LeastRecentlyUsed,
     "none": Nothing,
 }
@@ -266,24 +282,12 @@ POLICIES: dict[str, type[images.Images]] = {
 class Day:
     """The trace on a volume of its own."""
 
-    def __init__(self, volume: Volume, clock: Clock, chosen: argparse.Namespace) -> None:
+    def __init__(self, volume: Volume, clock: Clock) -> None:
         self.volume = volume
         self.clock = clock
-        self.chosen = chosen
-        self.texts = conversations(1 << 40, seed=chosen.seed)
-        self.spare = b""
         self.hot: collections.Counter[str] = collections.Counter()
         self.ms: dict[str, list[float]] = collections.defaultdict(list)
-        self.tools: dict[int, bytes] = {}
-        self.ticked = clock.now
         self.used: list[int] = []
-
-    def text(self, size: int) -> bytes:
-        """New bytes, like those that agents write."""
-        while len(self.spare) < size:
-            self.spare += next(self.texts)
-        taken, self.spare = self.spare[:size], self.spare[size:]
-        return taken
 
     def decompressed(self) -> int:
         """Blocks, so far."""
@@ -327,36 +331,6 @@ class Day:
         files.release(handle)
         self.hot[kind] += self.decompressed() == before
 
-    async def prepare(self, sizes: list[int]) -> None:
-        """Make all agents' files, sealed, none of them hot."""
-        rng = random.Random(self.chosen.seed)
-        for role, tools in enumerate(role_tools(rng)):
-            await self.write(f"/roles/{role}/prompts/system.md", self.text(PROMPT_BYTES))
-            for tool in tools:
-                await self.write(f"/roles/{role}/tools/{tool:02}.json", self.tool_text(tool))
-        await self.settle()
-        self.place("/agents/x")
-        for agent, size in enumerate(sizes):
-            role, base = f"/roles/{agent % ROLES}", directory(agent)
-            await self.volume.clone(
-                role.encode(), base.encode(), replaces=False, progress=lambda done, total: None
-            )
-            await self.write(f"{base}/conversations/0.jsonl", self.text(size))
-            for number in range(RESULTS):
-                await self.write(f"{base}/results/{number}.txt", self.text(RESULT_BYTES))
-            if agent % 10 == 0:
-                await self.settle()
-        await self.settle()
-        files = self.volume.files
-        assert isinstance(files, passthrough.PassthroughFiles)
-        files.images.make_room(self.volume.staging.budget_bytes)
-
-    def tool_text(self, tool: int) -> bytes:
-        """The same for every role that has it."""
-        if tool not in self.tools:
-            self.tools[tool] = self.text(TOOL_BYTES)
-        return self.tools[tool]
-
     async def settle(self) -> None:
         """Seal what was written; housekeeping."""
         staged = [file for file in self.volume.table.staged_files() if file.is_dirty]
@@ -364,14 +338,6 @@ class Day:
         await self.volume.files.tidy()
         self.volume.index.checkpoint_if_due()
         self.used.append(self.volume.staging.used_bytes)
-
-    async def live(self, sizes: list[int]) -> None:
-        """The whole day, with housekeeping for who waits for room."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.make_room)
-            await self.prepare(sizes)
-            await self.run(trace(self.chosen))
-            nursery.cancel_scope.cancel()
 
     async def make_room(self) -> None:
         staging = self.volume.staging
@@ -382,43 +348,113 @@ class Day:
             staging.was_made.set()
             staging.was_made = trio.Event()
 
-    async def run(self, events: list[Event]) -> None:
-        begin = self.ticked = self.clock.now
-        with progress() as shown_:
-            for event in shown_.track(events):
-                at = begin + event.at_s
-                while at - self.ticked >= TICK_S:  # of a long pause the last ticks will do
-                    self.ticked = max(self.ticked + TICK_S, at - 4 * TICK_S)
-                    self.clock.now = self.ticked
-                    await self.settle()
-                self.clock.now = at
-                await self.do(event)
-
-    async def do(self, event: Event) -> None:
+    async def do(self, event: Event, text: bytes) -> None:
         parent, name = self.place(event.path)
         if event.action in ("read", "fork") and not self.volume.namespace.lookup(parent, name):
             return  # another conversation was about to begin
         if event.action == "read":
             await self.read(event.path, event.path.split("/")[3])
-        elif event.action == "append":
-            await self.write(event.path, self.text(TURN_BYTES))
-        elif event.action == "result":
-            await self.write(event.path, self.text(RESULT_BYTES))
+        elif event.action == "fork":
+            await self.clone(event.path, f"{event.path}.fork")
         else:
-            await self.volume.clone(
-                event.path.encode(),
-                f"{event.path}.fork".encode(),
-                replaces=True,
-                progress=lambda done, total: None,
-            )
+            await self.write(event.path, text)
+
+    async def clone(self, source: str, target: str) -> None:
+        await self.volume.clone(
+            source.encode(), target.encode(), replaces=True, progress=lambda done, total: None
+        )
+
+    def forget(self) -> None:
+        """Let nothing be resident."""
+        files = self.volume.files
+        assert isinstance(files, passthrough.PassthroughFiles)
+        files.images.make_room(self.volume.staging.budget_bytes)
 
 
-def measure_one(name: str, work: Path, chosen: argparse.Namespace) -> Results:
-    """The whole day with one way to decide."""
-    sizes = first_sizes(chosen)
-    whole = sum(sizes) + ROLES * PROMPT_BYTES + TOOLS * TOOL_BYTES
+class Days:
+    """The same day with every way to decide, event by event, each beginning with another one."""
+
+    def __init__(self, days: list[Day], clock: Clock, chosen: argparse.Namespace) -> None:
+        self.days = days
+        self.clock = clock
+        self.chosen = chosen
+        self.texts = conversations(1 << 40, seed=chosen.seed)
+        self.spare = b""
+
+    def text(self, size: int) -> bytes:
+        """New bytes, like those that agents write."""
+        while len(self.spare) < size:
+            self.spare += next(self.texts)
+        taken, self.spare = self.spare[:size], self.spare[size:]
+        return taken
+
+    async def live(self) -> None:
+        """Prepare, and have the whole day, with housekeeping for who waits for room."""
+        async with trio.open_nursery() as nursery:
+            for day in self.days:
+                nursery.start_soon(day.make_room)
+            await self.prepare()
+            await self.run(trace(self.chosen))
+            nursery.cancel_scope.cancel()
+
+    async def write(self, path: str, size: int) -> None:
+        text = self.text(size)
+        for day in self.days:
+            await day.write(path, text)
+
+    async def settle(self) -> None:
+        for day in self.days:
+            await day.settle()
+
+    async def prepare(self) -> None:
+        """Make all agents' files, sealed, none of them hot."""
+        roles = role_tools(random.Random(self.chosen.seed))
+        tools = [self.text(TOOL_BYTES) for _ in range(TOOLS)]
+        for role, those in enumerate(roles):
+            await self.write(f"/roles/{role}/prompts/system.md", PROMPT_BYTES)
+            for tool in those:
+                for day in self.days:
+                    await day.write(f"/roles/{role}/tools/{tool:02}.json", tools[tool])
+        await self.settle()
+        for agent, size in enumerate(first_sizes(self.chosen)):
+            base = directory(agent)
+            for day in self.days:
+                day.place(base)
+                await day.clone(f"/roles/{agent % ROLES}", base)
+            await self.write(f"{base}/conversations/0.jsonl", size)
+            for number in range(RESULTS):
+                await self.write(f"{base}/results/{number}.txt", RESULT_BYTES)
+            if agent % 10 == 0:
+                await self.settle()
+        await self.settle()
+        for day in self.days:
+            day.forget()
+
+    async def run(self, events: list[Event]) -> None:
+        begin = ticked = self.clock.now
+        sizes = {"append": TURN_BYTES, "result": RESULT_BYTES}
+        with progress() as bar:
+            for event in bar.track(events):
+                at = begin + event.at_s
+                while at - ticked >= TICK_S:  # of a long pause the last ticks will do
+                    self.clock.now = ticked = max(ticked + TICK_S, at - 4 * TICK_S)
+                    await self.settle()
+                self.clock.now = at
+                text = self.text(sizes.get(event.action, 0))
+                for day in self.days:
+                    await day.do(event, text)
+                self.days.append(self.days.pop(0))
+
+
+def budget_of(chosen: argparse.Namespace) -> tuple[int, int]:
+    """Bytes of all that there is in the morning, each content once, and of tmpfs."""
+    whole = sum(first_sizes(chosen)) + ROLES * PROMPT_BYTES + TOOLS * TOOL_BYTES
     whole += chosen.agents * RESULTS * RESULT_BYTES
-    budget = int(whole * HOT_BYTES_SHARE)
+    return whole, int(whole * HOT_BYTES_SHARE)
+
+
+def new_day(name: str, store: Path, clock: Clock, budget: int) -> Day:
+    """An empty volume that decides in that way."""
     profile = config.load_profile("default")
     blocks = budget if name == "none" else BLOCK_CACHE_BYTES
     profile = replace(
@@ -426,38 +462,42 @@ def measure_one(name: str, work: Path, chosen: argparse.Namespace) -> Results:
         hot=config.Hot(bytes=max(budget, 1 << 20)),
         store=replace(profile.store, cache_bytes=blocks),
     )
-    clock = Clock()
-    livefile.time = placement.time = clock  # type: ignore[attr-defined]
-    memory.is_scarce = lambda: name == "scarce"
     passthrough.Images = POLICIES[name]  # type: ignore[misc]
-    with tempfile.TemporaryDirectory(dir=work) as directory_:
-        volume = Volume(Path(directory_), profile, relay=Kernel())
-        try:
-            files = volume.files
-            assert isinstance(files, passthrough.PassthroughFiles)
-            files.images.clock = clock.monotonic
-            day = Day(volume, clock, chosen)
-            trio.run(day.live, sizes)
-        finally:
-            volume.close()
+    store.mkdir()
+    volume = Volume(store, profile, relay=Kernel())
+    files = volume.files
+    assert isinstance(files, passthrough.PassthroughFiles)
+    files.images.clock = clock.monotonic
+    return Day(volume, clock)
+
+
+def figures(day: Day) -> Results:
+    """What programs noticed, and what it took."""
     ms = [one for those in day.ms.values() for one in those]
     return {
-        "whole_mib": whole / 2**20,
-        "budget_mib": budget / 2**20,
         "opens": len(ms),
         "hot": 100 * sum(day.hot.values()) / len(ms),
+        **{f"hot {kind}": 100 * day.hot[kind] / len(day.ms[kind]) for kind in sorted(day.ms)},
         "median_ms": statistics.median(ms),
         "p99_ms": statistics.quantiles(ms, n=100)[98],
         "mean_ms": statistics.fmean(ms),
         "used_mib": statistics.fmean(day.used) / 2**20,
-        **{f"hot {kind}": 100 * day.hot[kind] / len(day.ms[kind]) for kind in sorted(day.ms)},
     }
 
 
 def measure(chosen: argparse.Namespace) -> Results:
-    """Every policy, one after the other."""
-    with work_directory(chosen) as work:
-        return {name: measure_one(name, work, chosen) for name in chosen.policies.split(",")}
+    """All ways at once."""
+    clock = Clock()
+    livefile.time = placement.time = clock  # type: ignore[attr-defined]
+    whole, budget = budget_of(chosen)
+    with work_directory(chosen) as work, contextlib.ExitStack() as volumes:
+        days: dict[str, Day] = {}
+        for name in chosen.policies.split(","):
+            days[name] = new_day(name, work / name, clock, budget)
+            volumes.callback(days[name].volume.close)
+        trio.run(Days(list(days.values()), clock, chosen).live)
+        sizes = {"whole_mib": whole / 2**20, "budget_mib": budget / 2**20}
+        return {name: figures(day) | sizes for name, day in days.items()}
 
 
 def show(results: Results) -> None:

@@ -378,12 +378,16 @@ class Images:
         self._placement.forget()
         self._next_round = 0.0
 
+    @staticmethod
+    def _asks_for_memory() -> bool:
+        return memory.is_scarce()
+
     async def settle(self) -> None:
         """Judge images anew, in rounds; while memory is scarce, drop those that have cooled."""
         now = self.clock()
         if not self._round and now >= self._next_round:
             self._next_round = now + _ROUND_S
-            self._is_scarce = memory.is_scarce()
+            self._is_scarce = self._asks_for_memory()
             await self._placement.note_open_files()
             self._round = list(self._images.values())
         self._placement.note_uses()
