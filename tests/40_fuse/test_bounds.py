@@ -187,3 +187,41 @@ def test_what_the_daemon_takes_for_files_and_handles_is_bounded(mounted: Any, fi
     mounted.agentfs("gc", mounted.store)
     stats = mounted.stats()
     assert stats["staged_files"] == stats["unique_bytes"] == 0
+
+
+FILL = """
+there, count = sys.argv[1], int(sys.argv[2])
+for number in range(count):
+    with open(f"{there}/fill{number}", "wb") as file: file.write(bytes([number]) * (1 << 20))
+    print(number, flush=True)
+"""
+
+
+def test_while_the_disk_stands_still_tmpfs_takes_its_budget_and_others_read_and_remove(
+    disk: Path, mount_store: Any, tmp_path: Path, script: Any
+) -> None:
+    budget_mib, count = 16, 40
+    small = tmp_path / "small.toml"
+    small.write_text(f'[hot]\nbytes = "{budget_mib}MiB"\n')
+    mounted = mount_store("--profile", small)
+    for number in range(20):
+        (mounted.path / f"other{number}").write_bytes(b"other")
+    there = mounted.path / "filling"  # relay mode: CREATE waits, with the directory's lock
+    there.mkdir()
+    disk.touch()
+    with script(FILL, there, count) as writing:
+        for _ in range(budget_mib - 1):
+            writing.stdout.readline()
+        for _ in range(10):  # the writer has every chance to go beyond
+            assert mounted.stats()["resident_bytes"] <= (budget_mib + 1) * KIB * KIB
+        for number in range(20):
+            path = mounted.path / f"other{number}"
+            assert path.read_bytes() == b"other"
+            path.unlink()
+        assert len(os.listdir(mounted.path)) == 1
+        disk.unlink()
+        writing.stdout.read()
+    assert writing.returncode == 0
+    for number in range(count):
+        content = (there / f"fill{number}").read_bytes()
+        assert content == bytes([number]) * KIB * KIB
