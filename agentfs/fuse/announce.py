@@ -17,6 +17,8 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from agentfs.fuse.loop import noticing_at_once
+
 log = logging.getLogger(__name__)
 
 _LIMIT_S = 2.0
@@ -25,7 +27,8 @@ _FIRST_PAUSE_S = 0.0001
 
 async def announce(mountpoint: Path, path: bytes, parent: int, name: bytes, inode: int) -> None:
     """Return when *path*, which is *name* in *parent*, means *inode* to all programs."""
-    await trio.to_thread.run_sync(_announce, mountpoint, path, parent, name, inode)
+    with noticing_at_once():
+        await trio.to_thread.run_sync(_announce, mountpoint, path, parent, name, inode)
 
 
 async def write_back(nodeid: int) -> None:

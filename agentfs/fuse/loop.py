@@ -14,8 +14,8 @@ from __future__ import annotations
 import select
 import time
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace, TracebackType
 from typing import Any, TypeAlias, TypeVar
 
@@ -142,6 +142,16 @@ def enable(poll: Poll, on_reply: Callable[[], None] | None = None) -> None:
             wait_readable=_Waiter(poll).wait_readable,
         ),
     )
+
+
+@contextmanager
+def noticing_at_once() -> Iterator[None]:
+    """Let who waits for a thread go on as soon as it is done, not after `_PATIENCE_MS`."""
+    _turn.waiting_handlers += 1
+    try:
+        yield
+    finally:
+        _turn.waiting_handlers -= 1
 
 
 async def terminate() -> None:
