@@ -63,8 +63,8 @@ native-fuzz:
 	for side in request reply; do build-fuzz/native/fuzz_relay_$$side -max_total_time=$(FUZZ_RELAY_SECONDS) -max_len=2048 \
 	  -print_final_stats=1 -verbosity=0 -artifact_prefix=build-fuzz/ build-fuzz/relay_$$side native/fuzz/corpus/relay_$$side || exit; done
 
-# Kills and power cuts by the hundred, about an hour.
+# Kills and power cuts by the hundred, and an hour of one store in each mode: about three hours.
 .PHONY: soak
 soak:
 	$(PYTHON) -m pytest tests/60_system/test_kills.py tests/60_system/test_power_cuts.py \
-	  tests/30_filesystem/test_sequences.py --soak
+	  tests/60_system/test_soak.py tests/30_filesystem/test_sequences.py --soak
