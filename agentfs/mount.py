@@ -292,6 +292,7 @@ class _Mount:
             "version": __version__,
             "mode": self._session.mode,
             "mode_reason": self._session.reason,
+            "relay": None if self._session.relay is None else self._session.relay.stats(),
             "pid": os.getpid() if self._keeper is None else self._keeper.pid,
             "keeper_pid": None if self._keeper is None else self._keeper.pid,
             "worker_pid": os.getpid(),

@@ -24,7 +24,7 @@ EMPTY: dict[str, Any] = {
     **dict.fromkeys(("reduction", "dedup_ratio", "compression_ratio"), 1.0),
     **dict.fromkeys(("chunks", "blocks", "segments"), 0),
     **dict.fromkeys(("pid", "keeper_pid", "worker_pid"), None),
-    **dict.fromkeys(("rss_bytes", "uptime_s", "cache_hits", "cache_misses"), None),
+    **dict.fromkeys(("relay", "rss_bytes", "uptime_s", "cache_hits", "cache_misses"), None),
     **dict.fromkeys(("compaction", "compaction_done_bytes", "compaction_total_bytes"), None),
 }
 

@@ -55,6 +55,7 @@ class LiveFile:
         "nodeid",
         "sealed_version",
         "staged",
+        "taken_bytes",
         "version",
         "writers",
     )
@@ -77,6 +78,8 @@ class LiveFile:
         self._opening: Mutex | None = None
         self.may_be_sparse = False
         """The staged copy may have holes."""
+        self.taken_bytes = 0
+        """What the staged copy took when it was refreshed, with what is reserved beyond its end."""
         self.version = 0
         """Counts changes of the bytes; equal to sealed_version: nothing to seal."""
         self.sealed_version = 0
@@ -121,13 +124,14 @@ class LiveFile:
             return False
         inode = self.inode
         status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
+        self.taken_bytes = status.st_blocks * SECTOR_BYTES
+        holes = status.st_size - self.taken_bytes
+        inode.holes = holes if holes > 0 else None
         if status.st_size == inode.size and status.st_mtime_ns == inode.mtime_ns:
             return False
         inode.size = status.st_size
         inode.mtime_ns = status.st_mtime_ns
         inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
-        holes = status.st_size - status.st_blocks * SECTOR_BYTES
-        inode.holes = holes if holes > 0 else None
         return True
 
     def touch(self, now_ns: int) -> None:
@@ -375,6 +379,12 @@ class InodeTable:
         """The kernel was told of this inode once more."""
         lookups = self._lookups
         lookups[nodeid] = lookups.get(nodeid, 0) + 1
+
+    def told_of(self, inode: Inode) -> int:
+        """The nodeid of an inode, of which the kernel is told once more."""
+        nodeid = self.nodeid(inode.id)
+        self.looked_up(nodeid)
+        return nodeid
 
     def all_looked_up(self, nodeids: list[int]) -> None:
         """The kernel was told of these once more."""

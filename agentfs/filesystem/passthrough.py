@@ -327,7 +327,7 @@ class PassthroughFiles(Files):
                 self._namespace.drop_capabilities(file.inode)
                 self._relay.attr_changed(file.nodeid)
             if file.staged is not None:
-                self._recount(file, file.staged)
+                self._staging.count(file.staged, file.taken_bytes)
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
         if handle.is_writer and not file.writers and file.is_passed_through and file.staged:
@@ -359,7 +359,7 @@ class PassthroughFiles(Files):
         for file in list(self._table.files()):
             if file.writers and file.is_passed_through and file.staged is not None:
                 file.refresh()
-                self._recount(file, file.staged)
+                self._staging.count(file.staged, file.taken_bytes)
         self.images.make_room(0)
         await self.images.settle()
         await self.images.collapse()

@@ -8,7 +8,9 @@ index has the rest to itself.
 from __future__ import annotations
 
 import errno
+import math
 import os
+import time
 from pathlib import Path
 
 RESERVE_BYTES = 64 << 20
@@ -18,11 +20,17 @@ _RESERVE_SHARE = 0.1
 """Of a small disk, if that is less."""
 
 
+_RECENTLY_S = 0.02
+"""How old an answer may be that is only to say whether there is plenty."""
+
+
 class Room:
     """Free space below a store. Safe in any thread."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
+        self._spare_bytes = 0
+        self._read_at = -math.inf
 
     def require(self, size_bytes: int) -> None:
         """:raises OSError: ENOSPC, when *size_bytes* of data would leave too little"""
@@ -54,6 +62,13 @@ class Room:
         """What data may take; less than nothing when the reserve is in use."""
         disk = os.statvfs(self._store)
         return _free_bytes(disk) - _reserve_bytes(disk)
+
+    def recent_spare_bytes(self) -> int:
+        """The same, a moment ago: asking costs as much as making a file on tmpfs."""
+        now = time.monotonic()
+        if now - self._read_at > _RECENTLY_S:
+            self._spare_bytes, self._read_at = self.spare_bytes(), now
+        return self._spare_bytes
 
 
 def _free_bytes(disk: os.statvfs_result) -> int:

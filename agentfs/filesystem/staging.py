@@ -455,7 +455,7 @@ class Staging:
     @property
     def is_safe_unasked(self) -> bool:
         """Whether the disk can take all that the kernel may write to tmpfs without asking."""
-        return self.room.spare_bytes() > self.budget_bytes
+        return self.room.recent_spare_bytes() > self.budget_bytes
 
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""

@@ -10,13 +10,20 @@ from agentfs.model import CACHE_S, Inode
 
 _BLOCK_BYTES = 4096
 
-_ENTRY = struct.Struct("=4Q2I6Q10I")
-"""struct fuse_entry_out."""
+_VALID_S = int(CACHE_S)
+
+# Of linux/fuse.h: fuse_attr, what comes before it in fuse_entry_out and in fuse_attr_out.
+_ATTR = struct.Struct("=6Q10I")
+_ENTRY_HEAD = struct.Struct("=4Q2I")
+_ATTR_HEAD = struct.Struct("=QI4x")
 
 MISSING = EntryAttributes()
 """A name that means nothing; the kernel remembers that as well."""
 MISSING.st_ino = 0
 MISSING.entry_timeout = CACHE_S
+
+PACKED_MISSING = _ENTRY_HEAD.pack(0, 0, _VALID_S, 0, 0, 0) + bytes(_ATTR.size)
+"""The same for replies that do not pass through pyfuse3."""
 
 
 def entry_attributes(inode: Inode, nodeid: int) -> EntryAttributes:
@@ -49,11 +56,19 @@ def passing_entry(inode: Inode, nodeid: int | None = None) -> EntryAttributes:
 
 def packed_entry(inode: Inode, nodeid: int) -> bytes:
     """The same as the kernel has it, for replies that do not pass through pyfuse3."""
+    return _ENTRY_HEAD.pack(nodeid, 0, _VALID_S, _VALID_S, 0, 0) + _packed(inode, nodeid)
+
+
+def packed_attributes(inode: Inode, nodeid: int) -> bytes:
+    """The reply to a GETATTR, in the same form."""
+    return _ATTR_HEAD.pack(_VALID_S, 0) + _packed(inode, nodeid)
+
+
+def _packed(inode: Inode, nodeid: int) -> bytes:
     atime_s, atime_ns = divmod(inode.atime_ns, 10**9)
     mtime_s, mtime_ns = divmod(inode.mtime_ns, 10**9)
     ctime_s, ctime_ns = divmod(inode.ctime_ns, 10**9)
-    return _ENTRY.pack(
-        *(nodeid, 0, int(CACHE_S), int(CACHE_S), 0, 0),
+    return _ATTR.pack(
         *(nodeid, inode.size, inode.sectors),
         *(atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns),
         *(inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev or 0, _BLOCK_BYTES, 0),

@@ -33,7 +33,10 @@ _TERMINATE_EVERY_S = 0.05
 Result = TypeVar("Result")
 
 Poll: TypeAlias = Callable[[int, int], object]
-"""Waits until a descriptor is readable or so many milliseconds are over; truthy: it is."""
+"""Waits until a descriptor is readable or so many milliseconds are over; truthy: it is. A tuple is
+a request that came by another way and can be answered without waiting."""
+
+Answer: TypeAlias = Callable[[tuple[Any, ...]], None]
 
 
 class _Turn:
@@ -73,15 +76,21 @@ class _Waiter:
     While a handler waits for something, the event loop must not be kept from noticing.
     """
 
-    def __init__(self, poll: Poll) -> None:
+    def __init__(self, poll: Poll, answer: Answer) -> None:
         self._poll = poll
+        self._answer = answer
         self._next_turn = 0.0
 
     async def wait_readable(self, fd: int) -> None:
-        if time.monotonic() >= self._next_turn:
-            await trio.lowlevel.checkpoint()
-            self._next_turn = time.monotonic() + _TURN_S
-        if not self._poll(fd, 0 if _turn.waiting_handlers else _PATIENCE_MS):
+        while True:
+            if time.monotonic() >= self._next_turn:
+                await trio.lowlevel.checkpoint()
+                self._next_turn = time.monotonic() + _TURN_S
+            found = self._poll(fd, 0 if _turn.waiting_handlers else _PATIENCE_MS)
+            if type(found) is not tuple:
+                break
+            self._answer(found)
+        if not found:
             await trio.lowlevel.wait_readable(fd)
             self._next_turn = time.monotonic() + _TURN_S
 
@@ -125,10 +134,15 @@ def poll_one() -> Poll:
     return wait
 
 
-def enable(poll: Poll, on_reply: Callable[[], None] | None = None) -> None:
+def enable(
+    poll: Poll,
+    on_reply: Callable[[], None] | None = None,
+    answer: Answer = lambda request: None,
+) -> None:
     """Let pyfuse3 wait this way. Before pyfuse3.main.
 
     :param on_reply: carries replies on; called soon after each
+    :param answer: answers what *poll* returns of requests
     """
     _turn.on_reply = on_reply
     pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
@@ -139,7 +153,7 @@ def enable(poll: Poll, on_reply: Callable[[], None] | None = None) -> None:
             current_task=trio.lowlevel.current_task,
             current_trio_token=trio.lowlevel.current_trio_token,
             notify_closing=trio.lowlevel.notify_closing,
-            wait_readable=_Waiter(poll).wait_readable,
+            wait_readable=_Waiter(poll, answer).wait_readable,
         ),
     )
 

@@ -57,6 +57,14 @@ _OWN_DESCRIPTORS = 128
 """Of those the daemon may have: to seal, to read segments, to be asked. The rest is programs'."""
 
 
+def keeps_pages(number: int) -> bool:
+    """Whether the kernel may go on using the pages that it has of a file, given a handle's number.
+
+    They are right, but a read must reach us once for its time to be kept.
+    """
+    return not number & _RECORDS_ATIME
+
+
 def _check_changeable(nodeid: int) -> None:
     """:raises OSError: EROFS, it is of the view"""
     if nodeid >= VIEW_FIRST:
@@ -95,9 +103,7 @@ class Operations(pyfuse3.Operations):
 
     def _new_entry(self, inode: Inode) -> EntryAttributes:
         """An entry the kernel will count as a lookup."""
-        nodeid = self._table.nodeid(inode.id)
-        self._table.looked_up(nodeid)
-        return entry_attributes(inode, nodeid)
+        return entry_attributes(inode, self._table.told_of(inode))
 
     # Names
 
@@ -347,7 +353,7 @@ class Operations(pyfuse3.Operations):
             except BaseException:
                 self._files.release(handle)
                 raise
-        return self._file_info(handle)
+        return self._file_info(self._numbered(handle))
 
     async def _open_text(self, nodeid: int) -> FileInfo:
         text = await self._view.text(nodeid)
@@ -369,23 +375,45 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        made = self.create_at_once(parent, name, mode, flags, Caller(ctx.uid, ctx.gid))
+        if made is None:
+            made = await letting_others_in(self._create_later(parent, name, mode, flags, ctx))
+        number, inode = made
+        return self._file_info(number), self._new_entry(inode)
+
+    def create_at_once(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[int, Inode] | None:
+        """Make a file and open it: its handle's number, the inode; None: that may have to wait."""
         self._require_descriptor()
         if self._files.is_short_of_room():
-            await letting_others_in(self._files.prepare_room())
+            return None
         try:
-            inode = self._names.create(parent, name, mode, Caller(ctx.uid, ctx.gid))
+            inode = self._names.create(parent, name, mode, caller)
+        except FileExistsError:
+            return None
+        return self._numbered(self._open_new(inode, parent, name, flags, caller)), inode
+
+    async def _create_later(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[int, Inode]:
+        caller = Caller(ctx.uid, ctx.gid)
+        if self._files.is_short_of_room():
+            await self._files.prepare_room()
+        try:
+            inode = self._names.create(parent, name, mode, caller)
         except FileExistsError:
             inode = self._made_before(Opcode.CREATE, parent, name)
-            await letting_others_in(self._prepare(inode, flags))
+            await self._prepare(inode, flags)
             handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         else:
-            handle = self._open_new(inode, parent, name, flags, ctx)
-        return self._file_info(handle), self._new_entry(inode)
+            handle = self._open_new(inode, parent, name, flags, caller)
+        return self._numbered(handle), inode
 
     def _open_new(
-        self, inode: Inode, parent: int, name: bytes, flags: int, ctx: RequestContext
+        self, inode: Inode, parent: int, name: bytes, flags: int, caller: Caller
     ) -> Handle:
-        handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
+        handle = self._files.open(inode, flags, is_privileged=caller.uid == 0)
         handle.file.name = (parent, name)
         try:
             self._files.prepare_new(handle.file)
@@ -412,13 +440,11 @@ class Operations(pyfuse3.Operations):
         except BaseException:
             self._files.release(handle)
             raise
-        nodeid = self._table.nodeid(inode.id)
-        self._table.looked_up(nodeid)
-        return self._numbered(handle), nodeid, inode
+        return self._numbered(handle), self._table.told_of(inode), inode
 
-    def _file_info(self, handle: Handle) -> FileInfo:
-        # Pages the kernel has are right, but a read must reach us once for its time to be kept.
-        return FileInfo(fh=self._numbered(handle), keep_cache=not handle.records_atime)
+    @staticmethod
+    def _file_info(number: int) -> FileInfo:
+        return FileInfo(fh=number, keep_cache=keeps_pages(number))
 
     def _numbered(self, handle: Handle) -> int:
         number = handle.file.nodeid << _HANDLE_SHIFT

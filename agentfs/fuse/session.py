@@ -17,6 +17,7 @@ from agentfs.errors import FuseUnavailable
 from agentfs.filesystem.files import Files
 from agentfs.fuse import loop
 from agentfs.fuse._relay import Relay
+from agentfs.fuse.brief_requests import BriefRequests
 from agentfs.fuse.connection import Connection, Mode, escaped
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.relay_operations import RelayOperations
@@ -92,7 +93,8 @@ class RelaySession:
 
     def start(self, operations: Operations) -> None:
         self._operations = RelayOperations(self.relay, operations)
-        loop.enable(self.relay.take, on_reply=self.relay.pump)
+        brief = BriefRequests(self.relay, operations)
+        loop.enable(self.relay.take, on_reply=self.relay.pump, answer=brief.answer)
         self.relay.start()
         pyfuse3.init(operations, f"/dev/fd/{self.relay.python_fd}", set())
         self._is_started = True

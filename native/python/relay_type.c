@@ -281,21 +281,47 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
     return none_or_errno(table_attach(relay_table(relay), nodeid, &backing));
 }
 
+/* (unique, opcode, nodeid, uid, gid, body) of a request as the kernel sent it. */
+static PyObject *described(const uint8_t *bytes, size_t size)
+{
+    struct fuse_in_header header;
+    memcpy(&header, bytes, sizeof header);
+    return Py_BuildValue("KkKkky#", (unsigned long long)header.unique, (unsigned long)header.opcode,
+                         (unsigned long long)header.nodeid, (unsigned long)header.uid,
+                         (unsigned long)header.gid, (const char *)bytes + sizeof header,
+                         (Py_ssize_t)(size - sizeof header));
+}
+
 static PyObject *relay_take_method(PyObject *object, PyObject *args)
 {
     struct relay *relay = relay_of(object);
     int fd;
     int timeout_ms;
-    bool is_ready;
+    enum taken taken;
+    size_t size;
 
     if (relay == NULL || !PyArg_ParseTuple(args, "ii:take", &fd, &timeout_ms))
         return NULL;
     if (timeout_ms < 0)
         return raise_errno(EINVAL, NULL);
     Py_BEGIN_ALLOW_THREADS
-        is_ready = relay_take(relay, fd, timeout_ms);
+        taken = relay_take(relay, fd, timeout_ms);
     Py_END_ALLOW_THREADS
-    return PyBool_FromLong(is_ready);
+    if (taken == TAKEN_REQUEST) {
+        const uint8_t *bytes = relay_taken(relay, &size);
+        return described(bytes, size);
+    }
+    return PyBool_FromLong(taken == TAKEN_READABLE);
+}
+
+static PyObject *relay_pass_on_method(PyObject *object, PyObject *unused)
+{
+    struct relay *relay = relay_of(object);
+    (void)unused;
+    if (relay == NULL)
+        return NULL;
+    relay_pass_on(relay);
+    Py_RETURN_NONE;
 }
 
 static PyObject *relay_pump_method(PyObject *object, PyObject *unused)
@@ -558,14 +584,7 @@ static PyObject *relay_take_operations_method(PyObject *object, PyObject *unused
     /* First: what comes from now on makes it readable again. */
     eventfd_read(relay_operations_fd(relay), &count);
     while (operations && (bytes = relay_first_operation(relay, &size)) != NULL) {
-        struct fuse_in_header header;
-        memcpy(&header, bytes, sizeof header);
-        if (append(operations,
-                   Py_BuildValue("KkKkky#", (unsigned long long)header.unique,
-                                 (unsigned long)header.opcode, (unsigned long long)header.nodeid,
-                                 (unsigned long)header.uid, (unsigned long)header.gid,
-                                 (const char *)bytes + sizeof header,
-                                 (Py_ssize_t)(size - sizeof header))))
+        if (append(operations, described(bytes, size)))
             relay_drop_operation(relay);
         else
             Py_CLEAR(operations);
@@ -707,7 +726,12 @@ PyDoc_STRVAR(take_doc,
              "is.\n\n"
              "Where requests follow each other, this thread reads them itself: call it "
              "again soon,\n"
-             "until it returns False.");
+             "until it returns False. One that can be answered without waiting is returned "
+             "as those\n"
+             "of take_operations() are, to be answered, or passed on, before the next call.");
+
+PyDoc_STRVAR(pass_on_doc, "pass_on($self, /)\n--\n\n"
+                          "Give pyfuse3 the request that take() has returned.");
 
 PyDoc_STRVAR(pump_doc, "pump($self, /)\n--\n\n"
                        "Give the kernel the replies that pyfuse3 has written. Call it after each.");
@@ -780,10 +804,11 @@ PyDoc_STRVAR(
     "Each\n"
     "needs an answer().");
 
-PyDoc_STRVAR(answer_doc, "answer($self, unique, error, body, /)\n--\n\n"
-                         "Answer one of take_operations(), as a reply of pyfuse3 would.\n\n"
-                         ":param error: an errno, with no body; 0: success\n"
-                         ":param body: what follows the header; at most 256 bytes");
+PyDoc_STRVAR(answer_doc,
+             "answer($self, unique, error, body, /)\n--\n\n"
+             "Answer one of take() or take_operations(), as a reply of pyfuse3 would.\n\n"
+             ":param error: an errno, with no body; 0: success\n"
+             ":param body: what follows the header; at most 256 bytes");
 
 PyDoc_STRVAR(stats_doc, "stats($self, /)\n--\n\n"
                         "Counters since the start; pending, queued_bytes and attached are of now.");
@@ -804,6 +829,7 @@ PyDoc_STRVAR(
 static PyMethodDef relay_methods[] = {
     {"start", relay_start_method, METH_NOARGS, start_doc},
     {"take", relay_take_method, METH_VARARGS, take_doc},
+    {"pass_on", relay_pass_on_method, METH_NOARGS, pass_on_doc},
     {"pump", relay_pump_method, METH_NOARGS, pump_doc},
     {"register", relay_register_method, METH_O, register_doc},
     {"unregister", relay_unregister_method, METH_O, unregister_doc},

@@ -140,11 +140,9 @@ static void describe(struct origin *origin, const struct request *request)
     }
 }
 
-void relay_forward(struct relay *relay, int device, const struct request *request,
-                   const uint8_t *bytes, size_t size)
+bool relay_note(struct relay *relay, int device, const struct request *request)
 {
     const struct fuse_in_header *header = &request->header;
-    bool wants_reply = message_wants_reply(header->opcode);
     struct origin origin = {
         .unique = header->unique,
         .nodeid = header->nodeid,
@@ -152,22 +150,29 @@ void relay_forward(struct relay *relay, int device, const struct request *reques
         .device = device,
     };
 
+    if (!message_wants_reply(header->opcode))
+        return true;
     describe(&origin, request);
-    if (wants_reply) {
-        origin.stamp = table_forwarding(&relay->table, request, message_changes(request));
-        if (!pending_add(&relay->pending, &origin)) {
-            relay_fail(relay, &origin, EIO);
-            return;
-        }
-    }
-    count(relay, COUNTER_forwarded);
+    origin.stamp = table_forwarding(&relay->table, request, message_changes(request));
+    if (pending_add(&relay->pending, &origin))
+        return true;
+    relay_fail(relay, &origin, EIO);
+    return false;
+}
+
+void relay_forward(struct relay *relay, const struct fuse_in_header *header, const uint8_t *bytes,
+                   size_t size)
+{
     enum delivery delivery = DELIVERY_PYTHON_GONE;
+    struct origin origin;
+
+    count(relay, COUNTER_forwarded);
     if (!atomic_load(&relay->is_python_gone))
         delivery = message_is_operation(header->opcode) ? give_operation(relay, bytes, size)
                                                         : relay_give_python(relay, bytes, size);
     if (delivery == DELIVERY_PYTHON_GONE)
         relay_python_is_gone(relay); /* this request with all others */
-    if (delivery == DELIVERY_NEVER && wants_reply &&
+    if (delivery == DELIVERY_NEVER && message_wants_reply(header->opcode) &&
         pending_take(&relay->pending, header->unique, &origin))
         relay_fail(relay, &origin, EIO);
 }

@@ -40,6 +40,8 @@ static size_t body_least(uint32_t opcode)
         return FUSE_COMPAT_SETXATTR_IN_SIZE;
     case FUSE_LINK:
         return sizeof(struct fuse_link_in);
+    case FUSE_MKDIR:
+        return sizeof(struct fuse_mkdir_in);
     case FUSE_RENAME:
         return sizeof(struct fuse_rename_in);
     case FUSE_RENAME2:
@@ -107,6 +109,23 @@ bool message_is_operation(uint32_t opcode)
     case FUSE_FALLOCATE:
     case FUSE_LSEEK:
     case FUSE_TMPFILE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool message_is_brief(uint32_t opcode)
+{
+    switch (opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_GETATTR:
+    case FUSE_CREATE:
+    case FUSE_RELEASE:
+    case FUSE_MKDIR:
+    case FUSE_UNLINK:
+    case FUSE_RMDIR:
+    case FUSE_RENAME:
         return true;
     default:
         return false;

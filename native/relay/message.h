@@ -44,6 +44,9 @@ enum request_state message_request(uint8_t *bytes, size_t size, struct request *
 /* What pyfuse3 cannot carry: it goes to Python by a way of its own. */
 bool message_is_operation(uint32_t opcode);
 
+/* What Python answers without waiting for anything, and often: names and attributes. */
+bool message_is_brief(uint32_t opcode);
+
 /* FORGET and the like get no answer. */
 bool message_wants_reply(uint32_t opcode);
 

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,7 +16,7 @@ enum { LINGER_NS = 50 * 1000 };
 
 /* How many requests in a row Python must have waited for in vain of nothing else, before it reads
  * them itself; and how long one may then take it before a reader looks after the others. */
-enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 200 * 1000 };
+enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 500 * 1000 };
 
 /* How long its thread looks for the next before it sleeps; after how many looks in vain it sleeps
  * at once, and after how many sleeps it looks again. */
@@ -45,16 +46,19 @@ static void linger(struct relay *relay, int device, int64_t began_ns)
     atomic_flag_clear(&relay->is_lingering);
 }
 
-/* Handles the next request of a device. *was_answered: without Python. */
 enum reading { READING_ON, READING_NOTHING, READING_OVER };
 
+/* Handles the next request of a device, and says how, but for one that it keeps for Python: then
+ * *kept_bytes says how long it is. */
 static enum reading read_request(struct relay *relay, int device, uint8_t *bytes,
-                                 bool *was_answered)
+                                 enum handled *handled, size_t *kept_bytes)
 {
     ssize_t size = read(device, bytes, MESSAGE_BYTES_MAX);
-    *was_answered = false;
+    *handled = HANDLED_NEVER;
     if (size > 0) {
-        *was_answered = relay_handle_request(relay, device, bytes, (size_t)size);
+        *handled = relay_handle_request(relay, device, bytes, (size_t)size, kept_bytes != NULL);
+        if (*handled == HANDLED_KEPT)
+            *kept_bytes = (size_t)size;
         return READING_ON;
     }
     if (size == 0 || errno == ENODEV || errno == ECONNABORTED) {
@@ -75,7 +79,7 @@ static bool rest(struct relay *relay, bool looks_after, uint8_t *bytes)
 {
     struct attention *attention = &relay->attention;
     struct timespec until;
-    bool was_answered;
+    enum handled handled;
 
     pthread_mutex_lock(&attention->lock);
     bool rested = attention->is_given;
@@ -97,7 +101,7 @@ static bool rest(struct relay *relay, bool looks_after, uint8_t *bytes)
         pthread_mutex_unlock(&attention->lock);
         int device = relay->devices[relay->readers];
         while (queue_bytes(&relay->requests) < BACKLOG_BYTES_MAX &&
-               read_request(relay, device, bytes, &was_answered) == READING_ON)
+               read_request(relay, device, bytes, &handled, NULL) == READING_ON)
             ;
         pthread_mutex_lock(&attention->lock);
     }
@@ -111,7 +115,7 @@ void *relay_reader(void *argument)
     struct relay *relay = thread->relay;
     uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
     bool expects_more = false; /* the last came soon and was answered here */
-    bool was_answered;
+    enum handled handled;
     enum reading reading = bytes ? READING_ON : READING_OVER;
 
     while (reading != READING_OVER && !atomic_load(&relay->are_readers_stopping)) {
@@ -123,9 +127,9 @@ void *relay_reader(void *argument)
         queue_wait_below(&relay->requests, BACKLOG_BYTES_MAX, &relay->are_readers_stopping);
         if (atomic_load(&relay->are_readers_stopping))
             break;
-        reading = read_request(relay, thread->device, bytes, &was_answered);
+        reading = read_request(relay, thread->device, bytes, &handled, NULL);
         if (reading == READING_ON)
-            expects_more = was_answered && monotonic_ns() - began_ns < LINGER_NS;
+            expects_more = handled == HANDLED_HERE && monotonic_ns() - began_ns < LINGER_NS;
     }
     free(bytes);
     atomic_store(&thread->has_ended, true);
@@ -174,45 +178,61 @@ static int poll_soon(struct attention *attention, struct pollfd *sources, nfds_t
 }
 
 /* Waits like poll(); what can be answered without Python is. */
-static bool wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
+static enum taken wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
 {
     struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
                                {.fd = relay->operations_fd, .events = POLLIN},
                                {.fd = relay->devices[relay->readers], .events = POLLIN}};
-    bool was_answered;
+    enum handled handled;
 
     while (!atomic_load(&relay->is_unmounted)) {
         int ready = poll_soon(&relay->attention, sources, 3, timeout_ms);
         if (ready > 0 && sources[1].revents)
-            return false;
+            return TAKEN_NOTHING;
         if (ready > 0 && sources[0].revents)
-            return true;
+            return TAKEN_READABLE;
         if (ready == 0)
-            return false;
-        read_request(relay, sources[2].fd, relay->buffer, &was_answered);
+            return TAKEN_NOTHING;
+        read_request(relay, sources[2].fd, relay->buffer, &handled, &relay->kept_bytes);
+        if (handled == HANDLED_KEPT)
+            return TAKEN_REQUEST;
     }
-    return false;
+    return TAKEN_NOTHING;
 }
 
-bool relay_take(struct relay *relay, int python_fd, int timeout_ms)
+enum taken relay_take(struct relay *relay, int python_fd, int timeout_ms)
 {
     struct attention *attention = &relay->attention;
     struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
                                {.fd = relay->operations_fd, .events = POLLIN}};
-    bool is_ready;
+    enum taken taken;
 
     atomic_store(&attention->busy_since, 0);
     if (attention->in_a_row >= ATTENTION_AFTER && !atomic_load(&relay->are_readers_stopping)) {
         if (attention->in_a_row++ == ATTENTION_AFTER)
             give_attention(relay);
-        is_ready = wait_attentively(relay, python_fd, timeout_ms);
-        if (!is_ready)
+        taken = wait_attentively(relay, python_fd, timeout_ms);
+        if (taken == TAKEN_NOTHING)
             relay_end_attention(relay);
     } else {
-        is_ready = poll(sources, 2, timeout_ms) > 0 && sources[1].revents == 0;
+        bool is_ready = poll(sources, 2, timeout_ms) > 0 && sources[1].revents == 0;
+        taken = is_ready ? TAKEN_READABLE : TAKEN_NOTHING;
         attention->in_a_row = is_ready ? attention->in_a_row + 1 : 0;
     }
-    if (is_ready)
+    if (taken != TAKEN_NOTHING)
         atomic_store(&attention->busy_since, monotonic_ns());
-    return is_ready;
+    return taken;
+}
+
+const uint8_t *relay_taken(struct relay *relay, size_t *size)
+{
+    *size = relay->kept_bytes;
+    return relay->buffer;
+}
+
+void relay_pass_on(struct relay *relay)
+{
+    struct fuse_in_header header;
+    memcpy(&header, relay->buffer, sizeof header);
+    relay_forward(relay, &header, relay->buffer, relay->kept_bytes);
 }

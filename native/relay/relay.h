@@ -20,6 +20,7 @@ enum { RELAY_ANSWER_BYTES_MAX = 256 };
 #define RELAY_COUNTERS(X)                                                                          \
     X(requests)      /* read from the kernel */                                                    \
     X(forwarded)     /* given to Python */                                                         \
+    X(kept)          /* the same, without pyfuse3, unless passed on: those count twice */          \
     X(operations)    /* of these, those that pyfuse3 cannot carry */                               \
     X(replied)       /* replies of Python given to the kernel */                                   \
     X(answered_open) /* answered in C, by kind */                                                  \
@@ -73,11 +74,17 @@ int relay_new(const struct relay_setup *setup, struct relay **relay, int *python
 /* 0 or an errno. Once. */
 int relay_start(struct relay *relay);
 
-/* Waits until the library's end has a request to read, or for that long; true: it has. An operation
- * ends it as well, so that whoever takes those gets its turn. For the
- * thread that calls relay_pump(). Where requests for it follow each other, it reads them from the
- * kernel itself meanwhile, instead of being woken by a reader for each. */
-bool relay_take(struct relay *relay, int python_fd, int timeout_ms);
+/* Waits until the library's end has a request to read, or for that long. An operation ends it as
+ * well, so that whoever takes those gets its turn. For the thread that calls relay_pump(). Where
+ * requests for it follow each other, it reads them from the kernel itself meanwhile, instead of
+ * being woken by a reader for each; one that Python can answer at once it keeps (TAKEN_REQUEST). */
+enum taken { TAKEN_NOTHING, TAKEN_READABLE, TAKEN_REQUEST };
+enum taken relay_take(struct relay *relay, int python_fd, int timeout_ms);
+
+/* The request that relay_take() has kept, as the kernel sent it; until the next call of
+ * relay_take() or relay_pump(). It is answered with relay_answer(), or passed on to the library. */
+const uint8_t *relay_taken(struct relay *relay, size_t *size);
+void relay_pass_on(struct relay *relay);
 
 /* Gives the kernel all replies that the library has written to its end. One thread at a time: the
  * one that has just written them, which spares them the way through a thread of the relay. */

@@ -49,7 +49,8 @@ struct relay {
     int operations_fd; /* owned; an eventfd, readable when operations has something */
     uint32_t max_write;
     uint32_t page_bytes;
-    uint8_t *buffer; /* owned; MESSAGE_BYTES_MAX; of relay_pump() and relay_take() */
+    uint8_t *buffer;   /* owned; MESSAGE_BYTES_MAX; of relay_pump() and relay_take() */
+    size_t kept_bytes; /* in buffer, of the request that relay_take() has kept */
 
     struct thread threads[THREADS_MAX]; /* readers first */
     int thread_count;
@@ -98,16 +99,22 @@ enum delivery { DELIVERED, DELIVERY_LATER, DELIVERY_NEVER, DELIVERY_PYTHON_GONE 
 
 /* Never blocks: what does not fit waits in the queue, and behind it all that follows. */
 enum delivery relay_give_python(struct relay *relay, const uint8_t *bytes, size_t size);
-void relay_forward(struct relay *relay, int device, const struct request *request,
-                   const uint8_t *bytes, size_t size);
+
+/* Remembers a request until its reply; false, and its sender has an error, when out of memory. */
+bool relay_note(struct relay *relay, int device, const struct request *request);
+void relay_forward(struct relay *relay, const struct fuse_in_header *header, const uint8_t *bytes,
+                   size_t size);
 
 /* Drains the queue; ends with it. */
 void *relay_forwarder(void *thread);
 
 /* From the kernel: requests.c, readers.c */
 
-/* True when it was answered here. */
-bool relay_handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size);
+enum handled { HANDLED_HERE, HANDLED_BY_PYTHON, HANDLED_NEVER, HANDLED_KEPT };
+
+/* may_keep: the caller gives it to Python, if that is how its kind is answered. */
+enum handled relay_handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size,
+                                  bool may_keep);
 void relay_save_init(struct relay *relay, struct ledger_init *saved, const uint8_t *bytes,
                      size_t size);
 size_t relay_copy_init(struct relay *relay, const struct ledger_init *saved, uint8_t *bytes,

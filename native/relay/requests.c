@@ -173,7 +173,8 @@ static bool answer_again(struct relay *relay, int device, const struct request *
     return true;
 }
 
-bool relay_handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size)
+enum handled relay_handle_request(struct relay *relay, int device, uint8_t *bytes, size_t size,
+                                  bool may_keep)
 {
     struct request request;
 
@@ -184,12 +185,13 @@ bool relay_handle_request(struct relay *relay, int device, uint8_t *bytes, size_
         if (state == REQUEST_BAD && request.header.unique != 0 &&
             message_wants_reply(request.header.opcode))
             relay_give_answer(relay, device, request.header.unique, EIO, NULL, 0);
-        return false;
+        return HANDLED_NEVER;
     }
-    if (request.header.unique & ABI_UNIQUE_RESEND && answer_again(relay, device, &request))
-        return true;
+    bool is_resent = (request.header.unique & ABI_UNIQUE_RESEND) != 0;
+    if (is_resent && answer_again(relay, device, &request))
+        return HANDLED_HERE;
     if (answer_here(relay, device, &request))
-        return true;
+        return HANDLED_HERE;
     switch (request.header.opcode) {
     case FUSE_INIT:
         relay_save_init(relay, &ledger_of(relay)->init_request, bytes, size);
@@ -200,7 +202,7 @@ bool relay_handle_request(struct relay *relay, int device, uint8_t *bytes, size_
         break;
     case FUSE_INTERRUPT:
         if (interrupts_operation(relay, &request))
-            return false;
+            return HANDLED_NEVER;
         count(relay, COUNTER_interrupts);
         break;
     case FUSE_FORGET:
@@ -211,6 +213,12 @@ bool relay_handle_request(struct relay *relay, int device, uint8_t *bytes, size_
         message_clear_handles(&request);
         break;
     }
-    relay_forward(relay, device, &request, bytes, size);
-    return false;
+    if (!relay_note(relay, device, &request))
+        return HANDLED_NEVER;
+    if (may_keep && !is_resent && message_is_brief(request.header.opcode)) {
+        count(relay, COUNTER_kept);
+        return HANDLED_KEPT;
+    }
+    relay_forward(relay, &request.header, bytes, size);
+    return HANDLED_BY_PYTHON;
 }

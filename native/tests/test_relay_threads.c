@@ -380,7 +380,8 @@ static void operations_reach_python_by_a_way_of_their_own(void)
     begin();
     ask(1, FUSE_FALLOCATE, 2, 5, &in, sizeof in);
     time_t began = time(NULL);
-    CHECK(!relay_take(relay, python_fd, LIMIT_MS)); /* ends as soon as it has come */
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) ==
+          TAKEN_NOTHING); /* ends as soon as it has come */
     CHECK(time(NULL) - began < LIMIT_MS / 2000);
     header = operation(&in, sizeof in);
     CHECK(header.unique == 2 && header.opcode == FUSE_FALLOCATE && header.nodeid == 5);
@@ -499,7 +500,7 @@ static void a_busy_library_reads_for_itself(void)
     attach(5, INT64_MAX);
     for (int i = 0; i < 4; i++, unique += 2) {
         ask(0, FUSE_STATFS, unique, 1, NULL, 0);
-        CHECK(relay_take(relay, python_fd, LIMIT_MS));
+        CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_READABLE);
         CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
         reply(unique, 0, NULL, 0);
         CHECK(answered(0).header.unique == unique);
@@ -507,7 +508,7 @@ static void a_busy_library_reads_for_itself(void)
     /* From now on it reads from the last device, and answers there what needs no library. */
     ask(READERS, FUSE_OPEN, unique, 5, &in, sizeof in);
     ask(READERS, FUSE_STATFS, unique + 2, 1, NULL, 0);
-    CHECK(relay_take(relay, python_fd, LIMIT_MS));
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_READABLE);
     CHECK(answered(READERS).header.unique == unique);
     /* It has one in hand: a reader looks after the others. */
     ask(READERS, FUSE_OPEN, unique + 4, 5, &in, sizeof in);
@@ -516,10 +517,64 @@ static void a_busy_library_reads_for_itself(void)
     reply(unique + 2, 0, NULL, 0);
     CHECK(answered(READERS).header.unique == unique + 2);
     /* Nothing comes: the readers read again. */
-    CHECK(!relay_take(relay, python_fd, 1));
+    CHECK(relay_take(relay, python_fd, 1) == TAKEN_NOTHING);
     ask(1, FUSE_OPEN, unique + 6, 5, &in, sizeof in);
     CHECK(answered(1).header.unique == unique + 6);
     CHECK(table_opens(relay_table(relay), 5) == 3);
+    end();
+}
+
+/* What Python answers without waiting it is given as it was read, and may pass on. */
+static void brief_requests_are_kept_while_the_library_reads_for_itself(void)
+{
+    static const uint64_t RESENT = UINT64_C(1) << 63;
+    struct fuse_entry_out entry = {.nodeid = 9, .entry_valid = 1, .attr_valid = 1};
+    uint8_t bytes[512];
+    uint64_t unique = 2;
+    size_t size;
+    begin();
+    for (int i = 0; i < 4; i++, unique += 2) {
+        ask(0, FUSE_LOOKUP, unique, 1, "a", 2);
+        CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_READABLE);
+        CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+        reply(unique, 0, &entry, sizeof entry);
+        CHECK(answered(0).header.unique == unique);
+    }
+    CHECK(counted(COUNTER_kept) == 0);
+    ask(READERS, FUSE_LOOKUP, unique, 1, "a", 2);
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_REQUEST);
+    const struct fuse_in_header *header = (const void *)relay_taken(relay, &size);
+    CHECK(size == sizeof *header + 2 && header->len == size);
+    CHECK(header->unique == unique && header->opcode == FUSE_LOOKUP);
+    CHECK(relay_answer(relay, unique, 0, &entry, sizeof entry) == 0);
+    CHECK(answered(READERS).header.unique == unique);
+    CHECK(counted(COUNTER_kept) == 1 && counted(COUNTER_forwarded) == 4);
+    CHECK(relay_answer(relay, unique, 0, &entry, sizeof entry) == 0); /* nobody waits for it */
+    CHECK(counted(COUNTER_unknown_replies) == 1);
+
+    unique += 2;
+    ask(READERS, FUSE_UNLINK, unique, 1, "a", 2);
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_REQUEST);
+    relay_pass_on(relay);
+    CHECK(receive(python_fd, bytes, sizeof bytes) == (ssize_t)sizeof *header + 2);
+    CHECK(((const struct fuse_in_header *)(const void *)bytes)->unique == unique);
+    reply(unique, 0, NULL, 0);
+    CHECK(answered(READERS).header.unique == unique);
+
+    /* pyfuse3's side knows how to answer what an earlier worker may have done. */
+    unique += 2;
+    ask(READERS, FUSE_UNLINK, unique | RESENT, 1, "a", 2);
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_READABLE);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    reply(unique | RESENT, 0, NULL, 0);
+    CHECK(answered(READERS).header.unique == (unique | RESENT));
+
+    ask(READERS, FUSE_MKDIR, unique + 2, 1, "a", 2); /* shorter than it must be */
+    ask(READERS, FUSE_STATFS, unique + 4, 1, NULL, 0);
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_READABLE);
+    CHECK(answered(READERS).header.error == -EIO);
+    CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+    reply(unique + 4, 0, NULL, 0);
     end();
 }
 
@@ -599,7 +654,7 @@ static void who_retires_reads_no_more_and_answers_what_it_has(void)
     CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
     relay_retire(relay);
     ask(0, FUSE_STATFS, 4, 1, NULL, 0);
-    CHECK(!relay_take(relay, python_fd, 20));
+    CHECK(relay_take(relay, python_fd, 20) == TAKEN_NOTHING);
     reply(2, 0, NULL, 0);
     CHECK(answered(0).header.unique == 2 && relay_pending(relay) == 0);
     end();
@@ -770,6 +825,7 @@ int main(void)
     RUN(the_end_of_the_mount_is_told);
     RUN(an_open_the_kernel_does_not_take_is_not_counted);
     RUN(a_busy_library_reads_for_itself);
+    RUN(brief_requests_are_kept_while_the_library_reads_for_itself);
     RUN(another_relay_goes_on_where_one_was);
     RUN(who_retires_reads_no_more_and_answers_what_it_has);
     RUN(counts_hold_while_all_happens_at_once);
