@@ -132,13 +132,6 @@ class Files:
     def inherit(self) -> None:
         """Go on where an earlier worker stopped; without the relay there is none."""
 
-    def is_short_of_room(self) -> bool:
-        """Whether `prepare_room` is to be called before an inode is made."""
-        return False
-
-    async def prepare_room(self) -> None:
-        """Wait for room for a file that a program will write through the kernel."""
-
     def prepare_new(self, file: LiveFile) -> None:
         """Make an inode just made ready to be opened."""
 

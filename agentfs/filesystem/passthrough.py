@@ -184,15 +184,14 @@ class PassthroughFiles(Files):
         elif image is not None:
             self._attach_image(file, image)
 
-    def is_short_of_room(self) -> bool:
-        return self._staging.is_crowded or not self._staging.fits(0)
-
-    async def prepare_room(self) -> None:
-        await self._staging.wait_for_room()
-
     def prepare_new(self, file: LiveFile) -> None:
-        """Attach an inode just made."""
-        if not self._staging.is_safe_unasked:
+        """Attach an inode just made, if there is room for what the kernel then writes unasked.
+
+        Else we serve it, and who writes waits: the one who makes it must not, since the kernel
+        has the directory locked for it.
+        """
+        staging = self._staging
+        if not staging.is_safe_unasked or staging.is_crowded or not staging.fits(0):
             return
         file.staged = staged = self._staging.create(file.inode.id)
         os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))

@@ -377,38 +377,27 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         made = self.create_at_once(parent, name, mode, flags, Caller(ctx.uid, ctx.gid))
         if made is None:
-            made = await letting_others_in(self._create_later(parent, name, mode, flags, ctx))
+            made = await letting_others_in(self._open_made_before(parent, name, flags, ctx))
         number, inode = made
         return self._file_info(number), self._new_entry(inode)
 
     def create_at_once(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[int, Inode] | None:
-        """Make a file and open it: its handle's number, the inode; None: that may have to wait."""
+        """Make a file and open it: its handle's number, the inode; None: there is one already."""
         self._require_descriptor()
-        if self._files.is_short_of_room():
-            return None
         try:
             inode = self._names.create(parent, name, mode, caller)
         except FileExistsError:
             return None
         return self._numbered(self._open_new(inode, parent, name, flags, caller)), inode
 
-    async def _create_later(
-        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    async def _open_made_before(
+        self, parent: int, name: bytes, flags: int, ctx: RequestContext
     ) -> tuple[int, Inode]:
-        caller = Caller(ctx.uid, ctx.gid)
-        if self._files.is_short_of_room():
-            await self._files.prepare_room()
-        try:
-            inode = self._names.create(parent, name, mode, caller)
-        except FileExistsError:
-            inode = self._made_before(Opcode.CREATE, parent, name)
-            await self._prepare(inode, flags)
-            handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
-        else:
-            handle = self._open_new(inode, parent, name, flags, caller)
-        return self._numbered(handle), inode
+        inode = self._made_before(Opcode.CREATE, parent, name)
+        await self._prepare(inode, flags)
+        return self._numbered(self._files.open(inode, flags, is_privileged=ctx.uid == 0)), inode
 
     def _open_new(
         self, inode: Inode, parent: int, name: bytes, flags: int, caller: Caller
@@ -423,16 +412,12 @@ class Operations(pyfuse3.Operations):
             raise
         return handle
 
-    async def tmpfile(
-        self, parent: int, mode: int, flags: int, caller: Caller
-    ) -> tuple[int, int, Inode]:
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[int, int, Inode]:
         """Open a new file without a name: its handle's number, its nodeid, the inode.
 
         Not called by pyfuse3, see `relay_operations`.
         """
         self._require_descriptor()
-        if self._files.is_short_of_room():
-            await self._files.prepare_room()
         inode = self._names.create_unnamed(parent, mode, caller)
         handle = self._files.open(inode, flags, is_privileged=caller.uid == 0)
         try:

@@ -111,7 +111,5 @@ class RelayOperations:
 
     async def _tmpfile(self, request: _Request) -> bytes:
         flags, mode, _, _ = _CREATE_IN.unpack_from(request.body)
-        fh, nodeid, inode = await self._operations.tmpfile(
-            request.nodeid, mode, flags, request.caller
-        )
+        fh, nodeid, inode = self._operations.tmpfile(request.nodeid, mode, flags, request.caller)
         return packed_entry(inode, nodeid) + _OPEN_OUT.pack(fh, 0)

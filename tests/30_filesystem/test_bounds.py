@@ -18,6 +18,7 @@ from agentfs.filesystem import images, seal, staging
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.seal import Sealer
+from agentfs.model import ROOT_INODE
 from fakes.relay import FakeRelay
 from fakes.volumes import KIB, MIB, Machine, Shell, profile, running
 
@@ -218,30 +219,30 @@ async def test_while_the_disk_stands_still_tmpfs_takes_its_budget_and_no_more(
     assert len(written) == len(paths)
 
 
-async def test_through_the_relay_a_file_is_not_made_before_there_is_room_for_it(
-    machine: Machine, relay: FakeRelay, stopped_seals: Stop
+async def test_through_the_relay_a_file_that_finds_no_room_is_made_and_written_through_the_daemon(
+    machine: Machine, relay: FakeRelay
 ) -> None:
-    """The kernel would write to tmpfs without asking."""
+    """The kernel would write to tmpfs without asking; to wait would keep its directory locked."""
     shell = machine.open(profile(budget_bytes=64 * KIB), relay=relay)
+    files, table = shell.volume.files, shell.volume.table
     shell.mknod("/full", 0o100644)
     async with opened(shell, relay, "/full", os.O_WRONLY) as handle:
         staged = handle.file.staged
         assert staged is not None
         os.pwrite(staged.descriptor(), bytes(64 * KIB + 1), 0)  # as the kernel does
-    files = shell.volume.files
-    assert files.is_short_of_room()
-    has_room = trio.Event()
-
-    async def make() -> None:
-        await files.prepare_room()
-        has_room.set()
-
-    async with running(shell.volume), trio.open_nursery() as nursery:
-        nursery.start_soon(make)
-        await stopped_seals.until(1)
-        await trio.sleep(0.1)
-        assert not has_room.is_set()
-        stopped_seals.go()
+    shell.mknod("/new", 0o100644)
+    new = table.enliven(shell.inode("/new"))
+    files.prepare_new(new)
+    assert new.nodeid not in relay.attached
+    await shell.write("/new", b"new")
+    assert await shell.read("/new") == b"new"
+    assert new.staged is not None
+    assert new.staged.on_disk
+    shell.volume.namespace.unlink(ROOT_INODE, b"full")
+    shell.mknod("/newer", 0o100644)
+    newer = table.enliven(shell.inode("/newer"))
+    files.prepare_new(newer)
+    assert newer.nodeid in relay.attached
 
 
 async def test_seals_that_wait_for_the_disk_leave_threads_to_who_reads(
