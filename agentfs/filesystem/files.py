@@ -126,13 +126,13 @@ class Files:
         """Whether a program has a file open for writing."""
         return any(file.writers for file in self._table.files())
 
-    async def prepare(self, inode: Inode, flags: int) -> None:
+    async def prepare(self, inode: Inode, flags: int, *, is_privileged: bool = True) -> None:
         """Make an inode ready to be opened; nothing to do when we serve reads and writes."""
 
     def inherit(self) -> None:
         """Go on where an earlier worker stopped; without the relay there is none."""
 
-    def prepare_new(self, file: LiveFile) -> None:
+    def prepare_new(self, file: LiveFile, *, is_privileged: bool = True) -> None:
         """Make an inode just made ready to be opened."""
 
     async def tidy(self) -> None:

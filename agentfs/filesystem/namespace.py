@@ -539,8 +539,8 @@ class Namespace:
             inode.uid = change.uid
         if change.gid is not None:
             inode.gid = change.gid
-        if inode.is_regular:
-            # The kernel leaves this to us (FUSE_HANDLE_KILLPRIV), for root as well.
+        if not inode.is_directory:
+            # The kernel leaves this to us, for root as well (FUSE_HANDLE_KILLPRIV_V2).
             inode.mode = without_setid(inode.mode)
             self._xattrs.remove(inode.id, CAPABILITY)
 

@@ -30,7 +30,7 @@ from agentfs.filesystem.contents import AT_ONCE_BYTES, ContentReader
 from agentfs.filesystem.files import DAY_NS, Files, Handle, needs_atime
 from agentfs.filesystem.images import Image, Images, Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
-from agentfs.filesystem.namespace import Namespace
+from agentfs.filesystem.namespace import Namespace, without_setid
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import copy_range
 from agentfs.filesystem.staging import StagedFile, Staging
@@ -108,7 +108,7 @@ class PassthroughFiles(Files):
 
     # Opening
 
-    async def prepare(self, inode: Inode, flags: int) -> None:
+    async def prepare(self, inode: Inode, flags: int, *, is_privileged: bool = True) -> None:
         """Attach the inode to what the opening program is to read or write.
 
         :raises StaleNode: the name has moved to another nodeid
@@ -123,7 +123,10 @@ class PassthroughFiles(Files):
                     await self._leave_frozen(file)
                 if not self._table.is_open(inode.id):
                     truncates = bool(flags & os.O_TRUNC)
-                    await self._attach_first(file, writes=writes, truncates=truncates)
+                    is_ours = writes and not self._may_write_unasked(inode, is_privileged)
+                    await self._attach_first(
+                        file, writes=writes, truncates=truncates, is_ours=is_ours
+                    )
                 elif writes and file.image is not None:
                     self._make_writable(file, file.image)
                 elif writes and file.is_passed_through and file.staged is not None:
@@ -154,14 +157,21 @@ class PassthroughFiles(Files):
         file.is_passed_through = False
         return True
 
-    async def _attach_first(self, file: LiveFile, *, writes: bool, truncates: bool) -> None:
+    def _may_write_unasked(self, inode: Inode, is_privileged: bool) -> bool:
+        """Whether the kernel may write: it asks neither for room nor takes set-id bits away."""
+        is_plain = without_setid(inode.mode) == inode.mode
+        return (is_plain or is_privileged) and self._staging.is_safe_unasked
+
+    async def _attach_first(
+        self, file: LiveFile, *, writes: bool, truncates: bool, is_ours: bool
+    ) -> None:
+        """:param is_ours: we serve it"""
         while writes and file.lock.is_held:
             async with file.lock:  # a seal may be about to make the staged copy an image
                 pass
         if file.image is not None and not writes:
             self._attach_image(file, file.image)
             return
-        is_ours = writes and not self._staging.is_safe_unasked
         if file.image is not None and not (truncates or is_ours) and self._is_alone(file.image):
             self._make_writable(file, file.image)
             return
@@ -184,14 +194,15 @@ class PassthroughFiles(Files):
         elif image is not None:
             self._attach_image(file, image)
 
-    def prepare_new(self, file: LiveFile) -> None:
+    def prepare_new(self, file: LiveFile, *, is_privileged: bool = True) -> None:
         """Attach an inode just made, if there is room for what the kernel then writes unasked.
 
         Else we serve it, and who writes waits: the one who makes it must not, since the kernel
         has the directory locked for it.
         """
         staging = self._staging
-        if not staging.is_safe_unasked or staging.is_crowded or not staging.fits(0):
+        is_ours = not self._may_write_unasked(file.inode, is_privileged)
+        if is_ours or staging.is_crowded or not staging.fits(0):
             return
         file.staged = staged = self._staging.create(file.inode.id)
         os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))

@@ -271,7 +271,7 @@ class Operations(pyfuse3.Operations):
         return entry_attributes(inode, nodeid)
 
     async def _truncate(self, inode: Inode, size: int, ctx: RequestContext) -> None:
-        await self._prepare(inode, os.O_WRONLY if size else os.O_WRONLY | os.O_TRUNC)
+        await self._prepare(inode, os.O_WRONLY if size else os.O_WRONLY | os.O_TRUNC, ctx)
         handle = self._files.open(inode, os.O_WRONLY, is_privileged=ctx.uid == 0)
         try:
             await self._files.truncate(handle.file, size, is_privileged=ctx.uid == 0)
@@ -327,9 +327,9 @@ class Operations(pyfuse3.Operations):
 
     # Regular files
 
-    async def _prepare(self, inode: Inode, flags: int) -> None:
+    async def _prepare(self, inode: Inode, flags: int, ctx: RequestContext) -> None:
         try:
-            await self._files.prepare(inode, flags)
+            await self._files.prepare(inode, flags, is_privileged=ctx.uid == 0)
         except StaleNode:
             # The kernel looks up the name again that it used; of the others it must be told.
             for parent, name in self._names.other_names(inode):
@@ -345,7 +345,7 @@ class Operations(pyfuse3.Operations):
                 return await self._open_text(nodeid)
         self._require_descriptor()
         inode = self._table.named(nodeid)
-        await self._prepare(inode, flags)
+        await self._prepare(inode, flags, ctx)
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         if flags & os.O_TRUNC:
             try:
@@ -396,7 +396,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, flags: int, ctx: RequestContext
     ) -> tuple[int, Inode]:
         inode = self._made_before(Opcode.CREATE, parent, name)
-        await self._prepare(inode, flags)
+        await self._prepare(inode, flags, ctx)
         return self._numbered(self._files.open(inode, flags, is_privileged=ctx.uid == 0)), inode
 
     def _open_new(
@@ -405,7 +405,7 @@ class Operations(pyfuse3.Operations):
         handle = self._files.open(inode, flags, is_privileged=caller.uid == 0)
         handle.file.name = (parent, name)
         try:
-            self._files.prepare_new(handle.file)
+            self._files.prepare_new(handle.file, is_privileged=handle.is_privileged)
         except OSError:
             self._files.release(handle)
             self._names.unlink(parent, name)
@@ -421,7 +421,7 @@ class Operations(pyfuse3.Operations):
         inode = self._names.create_unnamed(parent, mode, caller)
         handle = self._files.open(inode, flags, is_privileged=caller.uid == 0)
         try:
-            self._files.prepare_new(handle.file)
+            self._files.prepare_new(handle.file, is_privileged=handle.is_privileged)
         except BaseException:
             self._files.release(handle)
             raise

@@ -71,12 +71,13 @@ static void init_hides_splice_and_what_came_later(void)
 
 static void init_asks_for_passthrough_only_when_it_was_offered(void)
 {
-    struct fuse_init_in offered = {.flags = FUSE_INIT_EXT | FUSE_MAX_PAGES,
+    struct fuse_init_in offered = {.flags =
+                                       FUSE_INIT_EXT | FUSE_MAX_PAGES | FUSE_HANDLE_KILLPRIV_V2,
                                    .flags2 = ABI_INIT2_PASSTHROUGH};
     struct init_wishes wishes = {&offered, 1 << 20, 4096};
     struct abi_init_out out = {.major = 7,
                                .minor = 38,
-                               .flags = FUSE_WRITEBACK_CACHE | FUSE_HANDLE_KILLPRIV,
+                               .flags = FUSE_WRITEBACK_CACHE | FUSE_ATOMIC_O_TRUNC,
                                .max_write = 2 << 20};
     bool asked;
 
@@ -85,7 +86,8 @@ static void init_asks_for_passthrough_only_when_it_was_offered(void)
     size = message_amend_init(message.bytes, size, &wishes, &asked);
     CHECK(asked && size == 80 && message_reply_valid(FUSE_INIT, message.bytes, size));
     memcpy(&out, message.bytes + sizeof(struct fuse_out_header), sizeof out);
-    CHECK(out.flags == (FUSE_INIT_EXT | FUSE_MAX_PAGES | FUSE_HANDLE_KILLPRIV));
+    CHECK(out.flags ==
+          (FUSE_INIT_EXT | FUSE_MAX_PAGES | FUSE_ATOMIC_O_TRUNC | FUSE_HANDLE_KILLPRIV_V2));
     CHECK(out.flags2 == ABI_INIT2_PASSTHROUGH && out.max_stack_depth == 1);
     CHECK(out.max_write == 1 << 20 && out.max_pages == 256 && out.minor == 38);
 

@@ -212,7 +212,7 @@ class Model:
         if "mode" in fields:
             node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(fields["mode"])
         node.uid, node.gid = fields.get("uid", node.uid), fields.get("gid", node.gid)
-        if ("uid" in fields or "gid" in fields) and stat.S_ISREG(node.mode):
+        if ("uid" in fields or "gid" in fields) and not stat.S_ISDIR(node.mode):
             node.mode = without_setid(node.mode)
             node.xattrs.pop(b"security.capability", None)
         node.atime_ns = fields.get("atime_ns", node.atime_ns)
