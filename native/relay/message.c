@@ -311,8 +311,8 @@ size_t message_amend_init(uint8_t *bytes, size_t size, const struct init_wishes 
         init->max_pages =
             (uint16_t)((init->max_write + wishes->page_bytes - 1) / wishes->page_bytes);
     }
-    /* Set-id bits and capabilities are ours to take away, and so the kernel may remember that a file
-     * has none: else each write(2) is a GETXATTR first. libfuse does not know of it. */
+    /* Set-id bits and capabilities are ours to take away, and so the kernel may remember that a
+     * file has none: else each write(2) is a GETXATTR first. libfuse does not know of it. */
     init->flags |= offered->flags & FUSE_HANDLE_KILLPRIV_V2;
     init->flags &= ~(uint32_t)FUSE_INIT_EXT;
     init->flags2 = 0;
