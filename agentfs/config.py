@@ -89,6 +89,9 @@ class Store:
     dedup: str = _choice("all", "user")
     """Among whose files equal bytes are kept once: everybody's, or those of each user alone."""
 
+    acl: str = _choice("keep", "refuse")
+    """Whether files may get access lists. A store that has any keeps them in any case."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hot:

@@ -261,6 +261,7 @@ class InodeTable:
         for live in self._live.values():
             row = self._index.inodes.get(live.inode.id)
             if row is not None:
+                live.inode.mode = row.mode
                 live.inode.nlink = row.nlink
                 live.inode.content = row.content
                 live.inode.parent = row.parent

@@ -17,16 +17,17 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from agentfs.filesystem import acl
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.index import Index
-from agentfs.index.xattrs import CAPABILITY
+from agentfs.index.xattrs import ACCESS_LIST, CAPABILITY, DEFAULT_LIST
 from agentfs.model import NAME_BYTES_MAX, ROOT_INODE, VIEW_FIRST, VIEW_NAME, Inode
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 """Flags of renameat2(2)."""
 
-_SUPPORTED_XATTRS = (b"user.", b"security.", b"trusted.")
+_KEPT_XATTRS = (b"user.", b"security.", b"trusted.")
 
 _READABLE = 0o444
 
@@ -39,6 +40,8 @@ class Caller(NamedTuple):
 
     uid: int
     gid: int
+    umask: int = 0
+    """Permissions that what is made does not get, unless its directory has a default list."""
 
 
 class Detached(NamedTuple):
@@ -69,12 +72,6 @@ class SealFirst(Exception):
         self.file = file
 
 
-def _may_show(file: Inode, other: Inode) -> bool:
-    """Whether one name alone leads to a file, and nobody may read it who may not read *other*."""
-    is_wider = stat.S_IMODE(file.mode) & ~stat.S_IMODE(other.mode) & _READABLE
-    return file.nlink == 1 and (file.uid, file.gid) == (other.uid, other.gid) and not is_wider
-
-
 def without_setid(mode: int) -> int:
     """The mode that a file has after someone without privilege has changed it."""
     mode &= ~stat.S_ISUID
@@ -95,7 +92,10 @@ def _read_only() -> OSError:
 class Namespace:
     """The tree of names."""
 
-    def __init__(self, index: Index, table: InodeTable) -> None:
+    def __init__(self, index: Index, table: InodeTable, *, keeps_acl: bool = True) -> None:
+        """:param keeps_acl: whether files may have access lists; if any has one, they may"""
+        self.keeps_acl = keeps_acl or index.xattrs.may_have_acl()
+        self._kept_xattrs = _KEPT_XATTRS + ((ACCESS_LIST, DEFAULT_LIST) if self.keeps_acl else ())
         self._index = index
         self._inodes = index.inodes
         self._dentries = index.dentries
@@ -145,7 +145,7 @@ class Namespace:
         if len(name) > NAME_BYTES_MAX:
             raise OSError(errno.ENAMETOOLONG, "name too long")
         directory = self._taking(parent, name)
-        inode = self._new_inode(directory, mode, caller)
+        inode, lists = self._new_inode(directory, mode, caller)
         inode.rdev = rdev
         if target is not None:
             inode.target = target
@@ -156,29 +156,32 @@ class Namespace:
             inode.nlink = 2
         with self._index.transaction:
             self._dentries.insert(parent, name, inode.id)
-            self._inodes.insert(inode)
+            self._insert(inode, lists)
             self._touch(directory, inode.mtime_ns, subdirectories=int(is_directory))
         return inode
 
     def create_unnamed(self, parent: int, mode: int, caller: Caller) -> Inode:
         """A new regular file without a name (O_TMPFILE); `link` may give it one."""
-        inode = self._new_inode(self._living(parent), mode, caller)
+        inode, lists = self._new_inode(self._living(parent), mode, caller)
         inode.nlink = 0
         inode.parent = parent
         with self._index.transaction:
-            self._inodes.insert(inode)
+            self._insert(inode, lists)
         self._table.opened_unnamed(inode)
         return inode
 
-    def _new_inode(self, directory: Inode, mode: int, caller: Caller) -> Inode:
-        """One to be made in *directory*, with one link."""
+    def _new_inode(
+        self, directory: Inode, mode: int, caller: Caller
+    ) -> tuple[Inode, dict[bytes, bytes]]:
+        """One to be made in *directory*, with one link, and its access lists."""
         now = time.time_ns()
+        mode, lists = self._permissions(directory, mode, caller.umask)
         gid = caller.gid
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
-        return Inode(
+        inode = Inode(
             id=self._inodes.allocate(),
             mode=mode,
             uid=caller.uid,
@@ -189,6 +192,26 @@ class Namespace:
             mtime_ns=now,
             ctime_ns=now,
         )
+        return inode, lists
+
+    def _permissions(
+        self, directory: Inode, mode: int, umask: int
+    ) -> tuple[int, dict[bytes, bytes]]:
+        """The mode and the access lists of what is made in *directory*."""
+        if stat.S_ISLNK(mode):
+            return mode, {}
+        default = self._xattrs.get(directory.id, DEFAULT_LIST)
+        if default is None:
+            return mode & ~umask, {}
+        mode, access = acl.inherited(default, mode)
+        lists = {} if access is None else {ACCESS_LIST: access}
+        return mode, lists | ({DEFAULT_LIST: default} if stat.S_ISDIR(mode) else {})
+
+    def _insert(self, inode: Inode, lists: dict[bytes, bytes]) -> None:
+        """In a transaction."""
+        self._inodes.insert(inode)
+        for name, value in lists.items():
+            self._xattrs.set(inode.id, name, value)
 
     def _touch(self, directory: Inode, now_ns: int, *, subdirectories: int = 0) -> None:
         """Stamp a directory whose entries change. Last in a transaction: it cannot fail."""
@@ -345,7 +368,7 @@ class Namespace:
         lent = self._inodes.get(victim.id) if victim is not None and moved.size else None
         if lent is None or lent.content is None:
             lent = None
-        elif not _may_show(moved, lent):
+        elif not self._may_show(moved, lent):
             if not may_fall_back:
                 raise SealFirst(live)
             lent = None
@@ -356,6 +379,20 @@ class Namespace:
             self._inodes.set_content(moved.id, lent.content, lent.size, lent.holes)
             self._index.loans.add(moved.id)
             moved.content = lent.content
+
+    def _may_show(self, file: Inode, other: Inode) -> bool:
+        """Whether one name alone leads to a file, and nobody may read it who may not read *other*.
+
+        May be False where that holds: of two files with access lists.
+        """
+        is_wider = stat.S_IMODE(file.mode) & ~stat.S_IMODE(other.mode) & _READABLE
+        lists = [self._xattrs.get(inode.id, ACCESS_LIST) for inode in (file, other)]
+        return (
+            file.nlink == 1
+            and (file.uid, file.gid) == (other.uid, other.gid)
+            and not is_wider
+            and lists[0] == lists[1]
+        )
 
     def _take_back(self, inode: Inode) -> None:
         """Let a file that was lent a content name none. In a transaction."""
@@ -561,25 +598,48 @@ class Namespace:
         """:raises OSError: ENODATA, or EOPNOTSUPP for a namespace that is not kept"""
         value = self._xattrs.get(inode_id, name)
         if value is None:
-            if not name.startswith(_SUPPORTED_XATTRS):
+            if not name.startswith(self._kept_xattrs):
                 raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
             raise OSError(errno.ENODATA, "no such attribute")
+        if name == ACCESS_LIST:
+            return acl.with_mode(value, self._table.get(inode_id).mode)
         return value
 
     def has_xattr(self, inode_id: int, name: bytes, *, other_than: bytes) -> bool:
         """Whether there is an attribute of that name with another value."""
         return self._xattrs.get(inode_id, name) not in (None, other_than)
 
-    def set_xattr(self, inode_id: int, name: bytes, value: bytes) -> None:
-        if not name.startswith(_SUPPORTED_XATTRS):
+    def set_xattr(
+        self, inode_id: int, name: bytes, value: bytes, *, keeps_setgid: bool = True
+    ) -> None:
+        """Set an attribute; an access list sets the mode as well.
+
+        :param keeps_setgid: who sets an access list may set that bit as well
+        :raises OSError: EINVAL, it is no access list; EOPNOTSUPP, ENOENT
+        """
+        if not name.startswith(self._kept_xattrs):
             raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
         inode = self._table.get(inode_id)
         if self._table.is_ghost(inode_id):
             raise OSError(errno.ENOENT, "inode has no name left")
-        inode.ctime_ns = time.time_ns()
+        if name == DEFAULT_LIST:
+            acl.check(value)
         with self._index.transaction:
-            self._xattrs.set(inode_id, name, value)
+            if name == ACCESS_LIST:
+                self._set_access_list(inode, value, keeps_setgid=keeps_setgid)
+            else:
+                self._xattrs.set(inode_id, name, value)
+            inode.ctime_ns = time.time_ns()
             self._inodes.update_attributes(inode)
+
+    def _set_access_list(self, inode: Inode, value: bytes, *, keeps_setgid: bool) -> None:
+        """In a transaction, before the inode's row is written."""
+        mode, is_minimal = acl.mode_of(value, inode.mode)
+        if is_minimal:
+            self._xattrs.remove(inode.id, ACCESS_LIST)
+        else:
+            self._xattrs.set(inode.id, ACCESS_LIST, acl.without_mode(value))
+        inode.mode = mode if keeps_setgid else mode & ~stat.S_ISGID
 
     def list_xattrs(self, inode_id: int) -> list[bytes]:
         return self._xattrs.names(inode_id)
@@ -588,6 +648,7 @@ class Namespace:
         inode = self._table.get(inode_id)
         inode.ctime_ns = time.time_ns()
         with self._index.transaction:
-            if not self._xattrs.remove(inode_id, name):
+            is_gone = self._xattrs.remove(inode_id, name) or name in (ACCESS_LIST, DEFAULT_LIST)
+            if not is_gone:  # of lists acl(5) has it that who has none may be left without
                 raise OSError(errno.ENODATA, "no such attribute")
             self._inodes.update_attributes(inode)

@@ -35,6 +35,7 @@ from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import copy_range
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
+from agentfs.index.xattrs import ACCESS_LIST, CAPABILITY, DEFAULT_LIST
 from agentfs.model import CACHE_S, Inode
 
 
@@ -61,6 +62,8 @@ class PassthroughFiles(Files):
             self._directory_changed,
             relay.forget_ino,
         )
+        index.xattrs.appeared = self._attribute_appeared
+        relay.set_acl_free(namespace.keeps_acl and not index.xattrs.may_have_acl())
 
     # Taking over
 
@@ -222,7 +225,7 @@ class PassthroughFiles(Files):
             fd,
             writable=writes,
             fresh_until_ns=0 if writes else _fresh_until_ns(file.inode),
-            capability_free=not self._index.xattrs.any_capability,
+            capability_free=not self._index.xattrs.may_have(CAPABILITY),
         )
         self._put_attributes(file.nodeid, file.inode)
         staged.close()
@@ -235,7 +238,7 @@ class PassthroughFiles(Files):
             -1,
             writable=False,
             fresh_until_ns=_fresh_until_ns(file.inode),
-            capability_free=not self._index.xattrs.any_capability,
+            capability_free=not self._index.xattrs.may_have(CAPABILITY),
         )
         self._put_attributes(file.nodeid, file.inode)
 
@@ -377,6 +380,10 @@ class PassthroughFiles(Files):
     def attributes_set(self, file: LiveFile) -> None:
         super().attributes_set(file)
         self._grant_anew(file)
+
+    def _attribute_appeared(self, name: bytes) -> None:
+        if name in (ACCESS_LIST, DEFAULT_LIST):
+            self._relay.set_acl_free(False)
 
     def _changed(self, nodeid: int) -> None:
         self._relay.attr_changed(nodeid)

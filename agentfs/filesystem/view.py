@@ -44,10 +44,11 @@ _FIXED: Final = {
 }
 _MODES: Final = {
     _TOP: stat.S_IFDIR | 0o555,
-    _AGENTS: stat.S_IFDIR | 0o500,  # names and contents that file modes may hide from others
+    # Names and contents that file modes may hide from others; sums that say whether bytes were new.
+    _AGENTS: stat.S_IFDIR | 0o500,
     _BY_HASH: stat.S_IFDIR | 0o500,
-    _STATS: stat.S_IFREG | 0o444,
-    _METRICS: stat.S_IFREG | 0o444,
+    _STATS: stat.S_IFREG | 0o400,
+    _METRICS: stat.S_IFREG | 0o400,
 }
 _SUFFIX: Final = b".json"
 _DIGEST: Final = re.compile(rb"[0-9a-f]{64}")

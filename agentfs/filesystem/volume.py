@@ -123,7 +123,8 @@ class Volume:
             path, self.index.store_id, profile.hot.budget_bytes, private=private_tmpfs
         )
         self.table = InodeTable(self.index, self.staging)
-        self.namespace = Namespace(self.index, self.table)
+        keeps_acl = profile.store.acl == "keep"
+        self.namespace = Namespace(self.index, self.table, keeps_acl=keeps_acl)
         self.durability = Durability(self.index)
         gate = Gate()
         keys = DomainKeys(self.index.secret)

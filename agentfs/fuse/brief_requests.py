@@ -32,7 +32,7 @@ _CREATE = 35
 _MKDIR_IN = struct.Struct("=II")
 _RENAME_IN = struct.Struct("=Q")
 _RELEASE_IN = struct.Struct("=Q")
-_CREATE_IN = struct.Struct("=II8x")
+_CREATE_IN = struct.Struct("=III4x")
 _OPEN_OUT = struct.Struct("=QI4x")
 _KEEP_CACHE = 1 << 1
 
@@ -93,8 +93,9 @@ class BriefRequests:
         return packed_attributes(self._table.get(nodeid), nodeid)
 
     def _mkdir(self, parent: int, caller: Caller, body: bytes) -> _Answered:
-        mode, _ = _MKDIR_IN.unpack_from(body)
+        mode, umask = _MKDIR_IN.unpack_from(body)
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
+        caller = caller._replace(umask=umask)
         inode = self._names.create(parent, body[_MKDIR_IN.size : -1], mode, caller)
         return packed_entry(inode, self._table.told_of(inode))
 
@@ -121,9 +122,10 @@ class BriefRequests:
         return b""
 
     def _create(self, parent: int, caller: Caller, body: bytes) -> _Answered:
-        flags, mode = _CREATE_IN.unpack_from(body)
+        flags, mode, umask = _CREATE_IN.unpack_from(body)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         name = body[_CREATE_IN.size : -1]
+        caller = caller._replace(umask=umask)
         made = self._operations.create_at_once(parent, name, mode, flags, caller)
         if made is None:
             return None

@@ -134,6 +134,11 @@ def poll_one() -> Poll:
     return wait
 
 
+def stop_carrying() -> None:
+    """There is no need any more of what `enable` was given to carry replies on."""
+    _turn.on_reply = None
+
+
 def enable(
     poll: Poll,
     on_reply: Callable[[], None] | None = None,

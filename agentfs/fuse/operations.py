@@ -28,6 +28,7 @@ from agentfs.fuse.attributes import MISSING, entry_attributes, passing_entry
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in
 from agentfs.fuse.resent import Opcode, Resent
+from agentfs.index.xattrs import ACCESS_LIST
 from agentfs.model import NAME_BYTES_MAX, VIEW_FIRST, Inode
 
 if TYPE_CHECKING:
@@ -71,6 +72,18 @@ def _check_changeable(nodeid: int) -> None:
         raise OSError(errno.EROFS, "the view of the daemon cannot be changed")
 
 
+def _may_set_setgid(ctx: RequestContext, inode: Inode) -> bool:
+    """Whether the kernel lets a program keep that bit: root, and who is in the file's group.
+
+    It tells pyfuse3 nothing of supplementary groups. Without /proc there are none.
+    """
+    if not inode.mode & stat.S_ISGID or ctx.uid == 0 or ctx.gid == inode.gid:
+        return True
+    with contextlib.suppress(OSError):
+        return inode.gid in pyfuse3.get_sup_groups(ctx.pid)
+    return False
+
+
 class Operations(pyfuse3.Operations):
     """All requests that pyfuse3 can carry."""
 
@@ -78,6 +91,7 @@ class Operations(pyfuse3.Operations):
 
     def __init__(self, volume: Volume, relay: Relay | None = None) -> None:
         super().__init__()
+        self.enable_acl = volume.namespace.keeps_acl
         self._resent = Resent(relay)
         self.volume = volume
         self._names = volume.namespace
@@ -166,7 +180,7 @@ class Operations(pyfuse3.Operations):
         rdev: int | None = None,
         target: bytes | None = None,
     ) -> Inode:
-        caller = Caller(ctx.uid, ctx.gid)
+        caller = Caller(ctx.uid, ctx.gid, ctx.umask)
         try:
             return self._names.create(parent, name, mode, caller, rdev=rdev, target=target)
         except FileExistsError:
@@ -295,9 +309,11 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.ENODATA, "pyfuse3 asks before it sets; see setxattr")
         return value
 
-    @answers
-    def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+    @answers_later
+    async def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         _check_changeable(nodeid)
+        if name == ACCESS_LIST:
+            await self._seal_borrower(nodeid)
         inode_id = self._table.inode_id(nodeid)
         if self._resent.may_have_created_attribute(nodeid) and self._names.has_xattr(
             inode_id, name, other_than=value
@@ -307,7 +323,8 @@ class Operations(pyfuse3.Operations):
             check(self._table.get(nodeid), name, value)
             if name == PIN_ATTRIBUTE and not self._is_owner(ctx):
                 raise PermissionError(errno.EPERM, "others share the room that a pin takes")
-        self._names.set_xattr(inode_id, name, value)
+        keeps_setgid = name != ACCESS_LIST or _may_set_setgid(ctx, self._table.get(nodeid))
+        self._names.set_xattr(inode_id, name, value, keeps_setgid=keeps_setgid)
         if name.startswith(OWN_ATTRIBUTES):
             self._files.judge_anew()
 
@@ -315,9 +332,11 @@ class Operations(pyfuse3.Operations):
     def listxattr(self, nodeid: int, ctx: RequestContext) -> list[bytes]:
         return self._names.list_xattrs(self._table.inode_id(nodeid))
 
-    @answers
-    def removexattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> None:
+    @answers_later
+    async def removexattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> None:
         _check_changeable(nodeid)
+        if name == ACCESS_LIST:
+            await self._seal_borrower(nodeid)
         try:
             self._names.remove_xattr(self._table.inode_id(nodeid), name)
             if name.startswith(OWN_ATTRIBUTES):
@@ -375,7 +394,8 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        made = self.create_at_once(parent, name, mode, flags, Caller(ctx.uid, ctx.gid))
+        caller = Caller(ctx.uid, ctx.gid, ctx.umask)
+        made = self.create_at_once(parent, name, mode, flags, caller)
         if made is None:
             made = await letting_others_in(self._open_made_before(parent, name, flags, ctx))
         number, inode = made

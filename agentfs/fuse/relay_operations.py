@@ -110,6 +110,7 @@ class RelayOperations:
         )
 
     async def _tmpfile(self, request: _Request) -> bytes:
-        flags, mode, _, _ = _CREATE_IN.unpack_from(request.body)
-        fh, nodeid, inode = self._operations.tmpfile(request.nodeid, mode, flags, request.caller)
+        flags, mode, umask, _ = _CREATE_IN.unpack_from(request.body)
+        caller = request.caller._replace(umask=umask)
+        fh, nodeid, inode = self._operations.tmpfile(request.nodeid, mode, flags, caller)
         return packed_entry(inode, nodeid) + _OPEN_OUT.pack(fh, 0)

@@ -19,6 +19,7 @@ from agentfs.fuse import loop
 from agentfs.fuse._relay import Relay
 from agentfs.fuse.brief_requests import BriefRequests
 from agentfs.fuse.connection import Connection, Mode, escaped
+from agentfs.fuse.handshake import Handshake, devices
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.relay_operations import RelayOperations
 
@@ -56,13 +57,15 @@ class PlainSession:
         self.reason = reason
         self._config = config
         self._is_mounted = False
+        self._handshake: Handshake | None = None
 
     def start(self, operations: Operations) -> None:
         options = set(pyfuse3.default_options)
         options |= {_MountOption(f"fsname={escaped(self._config.store)}"), "subtype=agentfs"}
         if self._config.allow_other:
             options.add("allow_other")
-        loop.enable(loop.poll_one())
+        loop.enable(loop.poll_one(), on_reply=self._shake_hands)
+        before = devices()
         try:
             pyfuse3.init(operations, str(self._config.mountpoint), options)
         except RuntimeError as error:
@@ -70,6 +73,13 @@ class PlainSession:
                 f"{self._config.mountpoint} could not be mounted: {error}; see the log"
             ) from error
         self._is_mounted = True
+        (number,) = devices() - before
+        self._handshake = Handshake(number)
+
+    def _shake_hands(self) -> None:
+        if self._handshake is not None and self._handshake.carry_on():
+            self._handshake = None
+            loop.stop_carrying()
 
     async def watch(self, files: Files) -> None:
         await trio.sleep_forever()
@@ -77,6 +87,8 @@ class PlainSession:
     def close(self) -> None:
         if self._is_mounted:
             self._is_mounted = False
+            if self._handshake is not None:
+                self._handshake.end()
             pyfuse3.close(unmount=True)
 
 

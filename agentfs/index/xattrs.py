@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from agentfs.index.connection import IndexConnection
 
 CAPABILITY: Final = b"security.capability"
+ACCESS_LIST: Final = b"system.posix_acl_access"
+"""Permissions beside those of the mode; what a row of it has: filesystem/acl.py."""
+DEFAULT_LIST: Final = b"system.posix_acl_default"
+"""Of a directory: what files made in it get."""
+
+_ASKED_UNBIDDEN: Final = (CAPABILITY, ACCESS_LIST, DEFAULT_LIST)
+"""The kernel asks for capabilities before the first write of every file, and for access lists when
+anybody but the owner uses one; most stores never hold any."""
 
 
 class Xattrs:
@@ -18,16 +26,31 @@ class Xattrs:
         self._executemany = index.executemany
         self.any = index.execute("SELECT 1 FROM xattr LIMIT 1").fetchone() is not None
         """Whether any inode has any."""
-        self.any_capability = self.any and self._has_capability()
-        """Whether any has had capabilities. The kernel asks for them before the first write of
-        every file, and most stores never hold one."""
+        self._absent = set(_ASKED_UNBIDDEN) - self._present()
+        self.appeared: Callable[[bytes], None] = lambda _: None
+        """Called before the first inode gets one of those that most stores never hold."""
 
-    def _has_capability(self) -> bool:
-        row = self._execute("SELECT 1 FROM xattr WHERE name = ? LIMIT 1", (CAPABILITY,)).fetchone()
-        return row is not None
+    def _present(self) -> set[bytes]:
+        """Those of `_ASKED_UNBIDDEN` that any inode has."""
+        if not self.any:
+            return set()
+        rows = self._execute(
+            "SELECT DISTINCT name FROM xattr WHERE name IN (?, ?, ?)", _ASKED_UNBIDDEN
+        )
+        return {row[0] for row in rows}
+
+    def may_have(self, name: bytes) -> bool:
+        """Whether any inode has, or has had, an attribute of that name; of all but those that most
+        stores never hold it may be true without.
+        """
+        return self.any and name not in self._absent
+
+    def may_have_acl(self) -> bool:
+        """Whether any inode has, or has had, an access list of either kind."""
+        return self.may_have(ACCESS_LIST) or self.may_have(DEFAULT_LIST)
 
     def get(self, inode: int, name: bytes) -> bytes | None:
-        if not self.any or (name == CAPABILITY and not self.any_capability):
+        if not self.may_have(name):
             return None
         row = self._execute(
             "SELECT value FROM xattr WHERE inode = ? AND name = ?", (inode, name)
@@ -36,7 +59,9 @@ class Xattrs:
 
     def set(self, inode: int, name: bytes, value: bytes) -> None:
         self.any = True
-        self.any_capability = self.any_capability or name == CAPABILITY
+        if name in self._absent:
+            self._absent.discard(name)
+            self.appeared(name)
         self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
 
     def names(self, inode: int) -> list[bytes]:
@@ -49,7 +74,7 @@ class Xattrs:
 
     def remove(self, inode: int, name: bytes) -> bool:
         """True when there was one."""
-        if not self.any or (name == CAPABILITY and not self.any_capability):
+        if not self.may_have(name):
             return False
         cursor = self._execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name))
         return cursor.rowcount > 0

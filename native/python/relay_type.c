@@ -348,6 +348,16 @@ static PyObject *relay_opens_method(PyObject *object, PyObject *argument)
     return relay ? PyLong_FromLongLong(table_opens(relay_table(relay), nodeid)) : NULL;
 }
 
+static PyObject *relay_set_acl_free_method(PyObject *object, PyObject *argument)
+{
+    struct relay *relay = relay_of(object);
+    int is_free = relay == NULL ? -1 : PyObject_IsTrue(argument);
+    if (is_free < 0)
+        return NULL;
+    relay_set_acl_free(relay, is_free);
+    Py_RETURN_NONE;
+}
+
 static PyObject *relay_attr_changed_method(PyObject *object, PyObject *argument)
 {
     uint64_t nodeid;
@@ -775,6 +785,12 @@ PyDoc_STRVAR(
     "rename too.");
 
 PyDoc_STRVAR(
+    set_acl_free_doc,
+    "set_acl_free($self, is_free, /)\n--\n\n"
+    "Whether no inode has an access list: then GETXATTR of one needs no Python. Not so at\n"
+    "first, and to be taken back before one is set.");
+
+PyDoc_STRVAR(
     put_attr_doc,
     "put_attr($self, nodeid, mode, nlink, uid, gid, size, blocks, atime_ns, mtime_ns, ctime_ns, "
     "valid_s, /)\n--\n\n"
@@ -837,6 +853,7 @@ static PyMethodDef relay_methods[] = {
     {"detach", relay_detach_method, METH_O, detach_doc},
     {"opens", relay_opens_method, METH_O, opens_doc},
     {"attr_changed", relay_attr_changed_method, METH_O, attr_changed_doc},
+    {"set_acl_free", relay_set_acl_free_method, METH_O, set_acl_free_doc},
     {"put_attr", relay_put_attr_method, METH_VARARGS, put_attr_doc},
     {"set_ino", KEYWORDS(relay_set_ino_method), set_ino_doc},
     {"forget_ino", relay_forget_ino_method, METH_O, forget_ino_doc},

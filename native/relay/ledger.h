@@ -16,8 +16,9 @@
 #include "abi.h"
 #include "map.h"
 
-/* A worker takes over from one with the same layout only. Count up with any change below. */
-enum { LEDGER_LAYOUT = 1 };
+/* A worker takes over from one with the same layout only. Count up with any change below, and of
+ * what was agreed upon with the kernel in the INIT exchange. */
+enum { LEDGER_LAYOUT = 2 };
 
 enum {
     LEDGER_ROWS_MAX = 1 << 22, /* open inodes; sparse */

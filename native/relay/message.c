@@ -304,6 +304,7 @@ size_t message_amend_init(uint8_t *bytes, size_t size, const struct init_wishes 
     header->len = (uint32_t)whole;
 
     init->flags &= ~SPLICE;
+    init->flags |= offered->flags & FUSE_DONT_MASK; /* the umask is for Python to apply, or not */
     if (init->max_write > wishes->max_write)
         init->max_write = wishes->max_write;
     if (offered->flags & FUSE_MAX_PAGES) {

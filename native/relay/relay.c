@@ -381,6 +381,11 @@ bool relay_is_unmounted(struct relay *relay)
     return atomic_load(&relay->is_unmounted);
 }
 
+void relay_set_acl_free(struct relay *relay, bool is_free)
+{
+    atomic_store(&relay->is_acl_free, is_free);
+}
+
 void relay_counts(struct relay *relay, uint64_t *counts)
 {
     for (int i = 0; i < COUNTERS; i++)

@@ -127,6 +127,10 @@ void relay_drop_operation(struct relay *relay);
 int relay_answer(struct relay *relay, uint64_t unique, int error, const void *body,
                  size_t body_bytes);
 
+/* Whether no inode has an access list: then the relay says so, whatever the inode. False at first;
+ * to be false again before one is set. */
+void relay_set_acl_free(struct relay *relay, bool is_free);
+
 /* counts has COUNTERS places. */
 void relay_counts(struct relay *relay, uint64_t *counts);
 size_t relay_pending(struct relay *relay);

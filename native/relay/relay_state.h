@@ -60,6 +60,7 @@ struct relay {
     atomic_bool is_python_gone;
     atomic_bool is_ready; /* the kernel took the INIT reply */
     atomic_bool is_unmounted;
+    atomic_bool is_acl_free;  /* no inode has an access list */
     atomic_flag is_lingering; /* one thread at a time */
     _Atomic uint64_t counts[COUNTERS];
 

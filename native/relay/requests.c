@@ -75,8 +75,14 @@ static bool answer_getattr(struct relay *relay, int device, const struct request
 static bool answer_getxattr(struct relay *relay, int device, const struct request *request)
 {
     const char *name = (const char *)request->body + sizeof(struct fuse_getxattr_in);
-    if (strcmp(name, "security.capability") != 0 ||
-        !table_capability_free(&relay->table, request->header.nodeid))
+    bool is_absent = false;
+
+    if (strcmp(name, "security.capability") == 0)
+        is_absent = table_capability_free(&relay->table, request->header.nodeid);
+    else if (strcmp(name, "system.posix_acl_access") == 0 ||
+             strcmp(name, "system.posix_acl_default") == 0)
+        is_absent = atomic_load(&relay->is_acl_free);
+    if (!is_absent)
         return false;
     count(relay, COUNTER_answered_getxattr);
     relay_give_answer(relay, device, request->header.unique, ENODATA, NULL, 0);

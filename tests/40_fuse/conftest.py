@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 Script = Callable[..., "subprocess.Popen[str]"]
+RunAs = Callable[..., str]
 
 
 @pytest.fixture
@@ -64,3 +65,16 @@ def start_script(
 def script() -> Script:
     """`script(code, arguments, uid=...)` starts Python on *code*."""
     return start_script
+
+
+@pytest.fixture
+def run_as(script: Script) -> RunAs:
+    """`run_as(uid, code, arguments, groups=...)` runs Python as a user; what it printed."""
+
+    def run(uid: int, code: str, *arguments: object, groups: tuple[int, ...] = ()) -> str:
+        child = script(code, *arguments, uid=uid, groups=groups)
+        out, _ = child.communicate(timeout=60)
+        assert child.returncode == 0, out
+        return str(out)
+
+    return run

@@ -52,19 +52,6 @@ for path in sys.argv[1:]:
 
 
 @pytest.fixture
-def run_as(script: Any) -> As:
-    """`run_as(uid, code, arguments, groups=...)` runs Python as a user; what it printed."""
-
-    def run(uid: int, code: str, *arguments: object, groups: tuple[int, ...] = ()) -> str:
-        child = script(code, *arguments, uid=uid, groups=groups)
-        out, _ = child.communicate(timeout=60)
-        assert child.returncode == 0, out
-        return str(out)
-
-    return run
-
-
-@pytest.fixture
 def shared(mnt: Path) -> Path:
     """A directory of the mount in which everybody may write."""
     path = mnt / "shared"
@@ -171,18 +158,6 @@ def test_users_who_are_kept_apart_share_neither_room_nor_memory(
         run_as(uid, WRITE, together.path / str(uid), "equal")
     together.agentfs("sync", together.path)
     assert together.stats()["unique_bytes"] * 2 == apart
-
-
-def test_access_lists_are_refused_and_not_taken_for_granted(shared: Path) -> None:
-    path = shared / "file"
-    path.touch()
-    entries = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff")
-    for name in ("system.posix_acl_access", "system.posix_acl_default"):
-        target = path if name.endswith("access") else shared
-        with pytest.raises(OSError) as caught:  # noqa: PT011
-            os.setxattr(target, name, entries)
-        assert caught.value.errno == errno.EOPNOTSUPP
-        assert name not in os.listxattr(target)
 
 
 def test_a_store_that_everybody_could_enter_is_closed_while_it_is_mounted(

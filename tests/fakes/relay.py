@@ -70,6 +70,9 @@ class FakeRelay:
     def forget_ino(self, nodeid: int) -> None:
         """The same."""
 
+    def set_acl_free(self, is_free: bool) -> None:
+        """The same."""
+
     def rows(self) -> list[tuple[int, int, int, int, int, int]]:
         return []
 
