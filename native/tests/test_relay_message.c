@@ -101,6 +101,23 @@ static void init_asks_for_passthrough_only_when_it_was_offered(void)
     CHECK(message_amend_init(message.bytes, size, &wishes, &asked) == size && !asked);
 }
 
+static void init_asks_for_modes_as_programs_gave_them_when_that_was_offered(void)
+{
+    struct fuse_init_in offered = {.flags = FUSE_DONT_MASK | FUSE_POSIX_ACL};
+    struct init_wishes wishes = {&offered, 1 << 20, 4096};
+    const struct abi_init_out plain = {.major = 7, .flags = FUSE_POSIX_ACL, .max_write = 1 << 20};
+    struct abi_init_out out;
+    bool asked;
+
+    for (int i = 0; i < 2; i++) {
+        size_t size = make_reply(0, &plain, sizeof plain);
+        size = message_amend_init(message.bytes, size, &wishes, &asked);
+        memcpy(&out, message.bytes + sizeof(struct fuse_out_header), sizeof out);
+        CHECK(out.flags == (offered.flags | FUSE_POSIX_ACL));
+        offered.flags = 0;
+    }
+}
+
 static void replies_have_the_lengths_of_their_opcodes(void)
 {
     uint8_t body[200] = {0};
@@ -218,6 +235,7 @@ int main(void)
     RUN(the_name_of_an_xattr_must_end);
     RUN(init_hides_splice_and_what_came_later);
     RUN(init_asks_for_passthrough_only_when_it_was_offered);
+    RUN(init_asks_for_modes_as_programs_gave_them_when_that_was_offered);
     RUN(replies_have_the_lengths_of_their_opcodes);
     RUN(an_amended_open_has_only_flags_that_go_with_passthrough);
     RUN(python_sees_its_own_handles);

@@ -186,6 +186,35 @@ static void hot_opens_need_no_python(void)
     end();
 }
 
+static void while_there_is_no_access_list_nobody_asks_python_for_one(void)
+{
+    static const char *const names[] = {"system.posix_acl_access", "system.posix_acl_default",
+                                        "system.posix_acl_acces", "user.other"};
+    struct {
+        struct fuse_getxattr_in in;
+        char name[32];
+    } body = {.in = {.size = 4096}};
+    uint8_t bytes[512];
+
+    begin();
+    for (uint64_t turn = 0; turn < 3; turn++) {
+        relay_set_acl_free(relay, turn == 1);
+        for (uint64_t i = 0; i < 4; i++) {
+            uint64_t unique = 2 + 2 * (4 * turn + i);
+            size_t length = strlen(names[i]);
+            memcpy(body.name, names[i], length + 1);
+            ask(0, FUSE_GETXATTR, unique, 5, &body, sizeof body.in + length + 1);
+            if (turn != 1 || i >= 2) {
+                CHECK(receive(python_fd, bytes, sizeof bytes) > 0);
+                reply(unique, -EOPNOTSUPP, NULL, 0);
+            }
+            CHECK(answered(0).header.error == (turn == 1 && i < 2 ? -ENODATA : -EOPNOTSUPP));
+        }
+    }
+    CHECK(counted(COUNTER_answered_getxattr) == 2);
+    end();
+}
+
 static void a_release_is_counted_only_for_an_open_that_was(void)
 {
     uint8_t bytes[512];
@@ -811,6 +840,7 @@ int main(void)
     RUN(replies_go_back_where_their_request_came_from);
     RUN(malformed_messages_become_eio_or_nothing);
     RUN(hot_opens_need_no_python);
+    RUN(while_there_is_no_access_list_nobody_asks_python_for_one);
     RUN(a_release_is_counted_only_for_an_open_that_was);
     RUN(a_full_socket_delays_no_hot_open);
     RUN(what_python_does_not_take_stays_with_the_kernel);

@@ -15,6 +15,7 @@ from agentfs.filesystem import volume as volume_module
 from agentfs.filesystem.fsck import check
 from agentfs.filesystem.namespace import RENAME_EXCHANGE
 from agentfs.filesystem.repair import repair
+from fakes.acl import ACCESS, packed
 from fakes.damage import flip_in_log
 from fakes.disk import Disk, DiskStore, watch
 from fakes.recount import miscounts
@@ -477,6 +478,21 @@ async def test_a_file_more_may_read_does_not_fall_back_to_one_that_fewer_may(
     shell.change("/a", mode=0o600)
     await shell.sync()
     await shell.replace("/a", b"public" * 1000)
+    await shell.volume.durability.sync()
+    shell = cut_power(disk, machine)
+    assert await shell.read("/a") == b""
+    assert not miscounts(shell.volume.index)
+
+
+async def test_a_file_without_a_list_does_not_fall_back_to_one_that_has_one(
+    disk: Disk, machine: Machine
+) -> None:
+    shell = open_on(disk, machine)
+    await shell.write("/a", b"secret" * 1000)
+    shell.set_xattr("/a", ACCESS.encode(), packed("u::rw- u:4001:r-- g::--- m::r-- o::r--"))
+    await shell.sync()
+    await shell.replace("/a", b"public" * 1000)
+    assert shell.inode("/a").mode & 0o777 == 0o644, "as far as modes go the same may read both"
     await shell.volume.durability.sync()
     shell = cut_power(disk, machine)
     assert await shell.read("/a") == b""

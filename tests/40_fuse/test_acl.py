@@ -17,15 +17,13 @@ from typing import Any
 
 import pytest
 
+from fakes.acl import ACCESS, DEFAULT, packed
+
 pytestmark = pytest.mark.usefixtures("as_root", "open_to_all")
 
 As = Callable[..., str]
 
-ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 ONE, OTHER, GROUP, OTHER_GROUP = 4001, 4002, 5000, 5001
-
-TAGS = {"u:": 0x01, "u": 0x02, "g:": 0x04, "g": 0x08, "m:": 0x10, "o:": 0x20}
-NOBODY = 0xFFFFFFFF
 
 LISTS = {
     "a user": "u::rw- u:4001:rwx g::r-- m::rwx o::---",
@@ -37,17 +35,6 @@ LISTS = {
     "no more than a mode": "u::rw- g::r-- o::---",
     "nothing": "u::--- g::--- o::---",
 }
-
-
-def packed(text: str) -> bytes:
-    """A list as the kernel has it, of words like `u:4001:rwx`."""
-    entries = b""
-    for word in text.split():
-        kind, who, rights = word.split(":")
-        permissions = sum(4 >> "rwx".index(right) for right in rights if right != "-")
-        number = int(who) if who else NOBODY
-        entries += struct.pack("<HHI", TAGS[kind if who else f"{kind}:"], permissions, number)
-    return struct.pack("<I", 2) + entries
 
 
 def seen(path: Path) -> tuple[object, ...]:
@@ -173,8 +160,8 @@ def bad_lists(root: Path) -> list[object]:
         packed("u::rw- u:4001:rwx g::r-- o::---"),
         packed("u::rw- u::rw- g::r-- o::---"),
         packed("u::rw- m::rwx g::r-- o::---"),
-        good.replace(struct.pack("<HHI", TAGS["u"], 7, ONE), struct.pack("<HHI", 0x40, 7, ONE)),
-        good.replace(struct.pack("<HHI", TAGS["u"], 7, ONE), struct.pack("<HHI", 2, 8, ONE)),
+        good.replace(struct.pack("<HHI", 2, 7, ONE), struct.pack("<HHI", 0x40, 7, ONE)),
+        good.replace(struct.pack("<HHI", 2, 7, ONE), struct.pack("<HHI", 2, 8, ONE)),
     ]
     done: list[object] = []
     for value, name in itertools.product(bad, (ACCESS, DEFAULT)):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from agentfs.index import Index
+from fakes.acl import ACCESS, packed
 from fakes.history import History, Seen
 from fakes.load import Load
 from fakes.power import LoopDisk
@@ -139,6 +140,7 @@ def test_a_file_renamed_over_another_is_the_old_or_the_new_one_whole(
     root = mounted.path
     old, new = b"old" * 3000, b"new" * 5000
     names = ("plain", "more may read", "two names", "linked later", "chmod later", "moved on")
+    names += ("list later",)
     for name in names:
         (root / name).write_bytes(old)
         (root / name).chmod(0o600 if name == "more may read" else 0o644)
@@ -147,6 +149,7 @@ def test_a_file_renamed_over_another_is_the_old_or_the_new_one_whole(
         replace(root / name, new, another=root / "second" if name == "two names" else None)
     os.link(root / "linked later", root / "third")
     (root / "chmod later").chmod(0o666)
+    os.setxattr(root / "list later", ACCESS, packed("u::rw- u:4001:r-- g::r-- m::r-- o::r--"))
     (root / "moved on").rename(root / "elsewhere")
     fd = os.open(root, os.O_RDONLY)
     os.fsync(fd)
@@ -156,7 +159,6 @@ def test_a_file_renamed_over_another_is_the_old_or_the_new_one_whole(
     found = {path.name: path.read_bytes() for path in root.iterdir()}
     assert found.pop("elsewhere") in (b"", new), "it never showed what it replaced elsewhere"
     assert found.pop("plain") in (old, new)
-    assert found == dict.fromkeys(
-        ("more may read", "two names", "second", "linked later", "third", "chmod later"), new
-    )
+    sealed = ("more may read", "two names", "second", "linked later", "third", "chmod later")
+    assert found == dict.fromkeys((*sealed, "list later"), new)
     assert_consistent(mounted)
