@@ -33,7 +33,14 @@ AGENTFS = [sys.executable, "-P", "-m", "agentfs.cli"]
 def main(argv: list[str]) -> int:
     """Run the tour in the mountpoint that *argv* names; returns an exit code."""
     mountpoint = Path(argv[0] if argv else _default_mountpoint()).absolute()
-    if not os.path.ismount(mountpoint):
+    if os.path.ismount(mountpoint):
+        if not _is_agentfs(mountpoint):
+            print(
+                f"tour: {mountpoint} is mounted, but not by agentfs; name another directory",
+                file=sys.stderr,
+            )
+            return 1
+    else:
         if os.geteuid() != 0 or mountpoint != Path("/agentmem"):
             mountpoint.mkdir(exist_ok=True)
         command = "mount" if mountpoint == Path("/agentmem") else f"mount {mountpoint}"
@@ -54,6 +61,15 @@ def main(argv: list[str]) -> int:
     print(f"To see who has what: {_command()} agents {mountpoint}")
     print(f"To stop: {_command()} umount {mountpoint}")
     return 0
+
+
+def _is_agentfs(mountpoint: Path) -> bool:
+    done = subprocess.run(
+        [*AGENTFS, "stats", mountpoint, "--json"], capture_output=True, text=True, check=False
+    )
+    # It takes a store as well, which may have a filesystem of its own.
+    mounted = json.loads(done.stdout)["mountpoint"] if done.returncode == 0 else None
+    return mounted is not None and os.path.samefile(mounted, mountpoint)
 
 
 def _write(folder: Path) -> None:

@@ -106,7 +106,9 @@ def test_who_may_not_set_the_bit_loses_it(shell: Shell) -> None:
 def test_every_mode_and_list_agree_after_each_other(shell: Shell) -> None:
     """Whichever was set last, the mode is what the list says, and no other entry has moved."""
     shell.mknod("/a", stat.S_IFREG)
-    for mode, text in itertools.product(range(0, 0o1000, 0o037), (NAMED, "u::--x g::rwx m::r-x o::rw-")):
+    for mode, text in itertools.product(
+        range(0, 0o1000, 0o037), (NAMED, "u::--x g::rwx m::r-x o::rw-")
+    ):
         shell.set_xattr("/a", ACCESS.encode(), packed(text))
         shell.change("/a", mode=mode)
         told = shell.get_xattr("/a", ACCESS.encode())

@@ -436,6 +436,30 @@ def test_the_tour_runs_and_runs_again(mounted: Any, environment: dict[str, str])
     assert mounted.stats()["dedup_ratio"] > 3
 
 
+def test_the_tour_writes_to_no_other_filesystem(
+    mountpoint: Path, environment: dict[str, str]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    tour = Path(__file__).resolve().parents[2] / "examples" / "tour.py"
+    subprocess.run(["mount", "-t", "tmpfs", "none", mountpoint], check=True)
+    try:
+        done = subprocess.run(
+            [sys.executable, tour, mountpoint],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        assert os.listdir(mountpoint) == []
+    finally:
+        subprocess.run(["umount", mountpoint], check=True)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{mountpoint} is mounted, but not by agentfs" in done.stderr
+
+
 def test_the_tours_files_are_small_and_licensed() -> None:
     examples = Path(__file__).resolve().parents[2] / "examples" / "agents"
     files = [path for path in examples.rglob("*") if path.is_file()]
