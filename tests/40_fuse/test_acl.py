@@ -179,6 +179,25 @@ def test_each_step_does_what_it_does_on_tmpfs(
         assert pair[0] == pair[1], f"step {number}"
 
 
+def nameless(root: Path) -> list[object]:
+    """Make files without a name where there is a default list; their modes and lists."""
+    os.setxattr(root, DEFAULT, packed(LISTS["groups"]))
+    done: list[object] = []
+    for bits, mode in itertools.product((0o022, 0o777), (0o666, 0o750)):
+        with umask(bits):
+            fd = os.open(root, os.O_TMPFILE | os.O_WRONLY, mode)
+        done.append((oct(os.fstat(fd).st_mode), outcome(os.getxattr, fd, ACCESS)))
+        os.close(fd)
+    return done
+
+
+def test_a_file_without_a_name_inherits_as_on_tmpfs(sides: tuple[Path, Path], mode: str) -> None:
+    if mode == "plain":
+        pytest.skip("plain mode has no files without a name")
+    ours, theirs = map(nameless, sides)
+    assert ours == theirs
+
+
 def setgid_after_a_list(root: Path, run_as: As) -> list[object]:
     """Whether a file keeps that bit when its owner, of its group or not, sets a list."""
     done: list[object] = []

@@ -46,6 +46,12 @@ for path in sys.argv[1:]:
             told.append(os.getxattr(path, f"user.agentfs.{name}"))
         except OSError as error:
             told.append(error.errno)
+    for name in ("kind", "agent", "digest"):  # of the last, whether there is one
+        try:
+            value = os.getxattr(path, f"user.agentfs.{name}")
+            told.append(len(value) if name == "digest" else value)
+        except OSError as error:
+            told.append(error.errno)
     status = os.stat(path)
     print(told, os.listxattr(path), status.st_size, status.st_blocks, status.st_nlink)
 """
@@ -114,7 +120,9 @@ def test_equal_files_of_two_users_look_as_files_that_nobody_else_has(
             mounted.agentfs("sync", mounted.path)
         ours, alone = run_as(ONE, LOOK, mine, unique).splitlines()
         assert ours == alone
-        assert ours.startswith(f"[{errno.ENODATA}, {errno.ENODATA}] []")
+        digest = 64 if seal else errno.ENODATA
+        told = [errno.ENODATA, errno.ENODATA, b"other", errno.ENODATA, digest]
+        assert ours.startswith(f"{told} []")
     assert mine.stat().st_ino != theirs.stat().st_ino
     assert mine.stat().st_mtime_ns > theirs.stat().st_mtime_ns
     assert float(os.getxattr(mine, "user.agentfs.reduction")) > 1, "root is told"
