@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from agentfs.filesystem import acl
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.index import Index
-from agentfs.index.xattrs import ACCESS_LIST, CAPABILITY, DEFAULT_LIST
+from agentfs.index.xattrs import ACCESS_LIST, CAPABILITY, DEFAULT_LIST, LISTS
 from agentfs.model import NAME_BYTES_MAX, ROOT_INODE, VIEW_FIRST, VIEW_NAME, Inode
 
 RENAME_NOREPLACE: Final = 1
@@ -95,7 +95,6 @@ class Namespace:
     def __init__(self, index: Index, table: InodeTable, *, keeps_acl: bool = True) -> None:
         """:param keeps_acl: whether files may have access lists; if any has one, they may"""
         self.keeps_acl = keeps_acl or index.xattrs.may_have_acl()
-        self._kept_xattrs = _KEPT_XATTRS + ((ACCESS_LIST, DEFAULT_LIST) if self.keeps_acl else ())
         self._index = index
         self._inodes = index.inodes
         self._dentries = index.dentries
@@ -594,11 +593,14 @@ class Namespace:
 
     # Extended attributes
 
+    def _is_kept(self, name: bytes) -> bool:
+        return name.startswith(_KEPT_XATTRS) or (self.keeps_acl and name in LISTS)
+
     def get_xattr(self, inode_id: int, name: bytes) -> bytes:
         """:raises OSError: ENODATA, or EOPNOTSUPP for a namespace that is not kept"""
         value = self._xattrs.get(inode_id, name)
         if value is None:
-            if not name.startswith(self._kept_xattrs):
+            if not self._is_kept(name):
                 raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
             raise OSError(errno.ENODATA, "no such attribute")
         if name == ACCESS_LIST:
@@ -617,7 +619,7 @@ class Namespace:
         :param keeps_setgid: who sets an access list may set that bit as well
         :raises OSError: EINVAL, it is no access list; EOPNOTSUPP, ENOENT
         """
-        if not name.startswith(self._kept_xattrs):
+        if not self._is_kept(name):
             raise OSError(errno.EOPNOTSUPP, "attribute namespace is not supported")
         inode = self._table.get(inode_id)
         if self._table.is_ghost(inode_id):
@@ -648,7 +650,7 @@ class Namespace:
         inode = self._table.get(inode_id)
         inode.ctime_ns = time.time_ns()
         with self._index.transaction:
-            is_gone = self._xattrs.remove(inode_id, name) or name in (ACCESS_LIST, DEFAULT_LIST)
+            is_gone = self._xattrs.remove(inode_id, name) or name in LISTS
             if not is_gone:  # of lists acl(5) has it that who has none may be left without
                 raise OSError(errno.ENODATA, "no such attribute")
             self._inodes.update_attributes(inode)

@@ -35,7 +35,7 @@ from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import copy_range
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
-from agentfs.index.xattrs import ACCESS_LIST, CAPABILITY, DEFAULT_LIST
+from agentfs.index.xattrs import CAPABILITY, LISTS
 from agentfs.model import CACHE_S, Inode
 
 
@@ -382,7 +382,7 @@ class PassthroughFiles(Files):
         self._grant_anew(file)
 
     def _attribute_appeared(self, name: bytes) -> None:
-        if name in (ACCESS_LIST, DEFAULT_LIST):
+        if name in LISTS:
             self._relay.set_acl_free(False)
 
     def _changed(self, nodeid: int) -> None:

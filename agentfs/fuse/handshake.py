@@ -44,15 +44,18 @@ class Handshake:
     """The exchange of INIT between the kernel and pyfuse3."""
 
     def __init__(self, number: int) -> None:
-        """:param number: pyfuse3's descriptor of /dev/fuse, through which INIT is to be read"""
+        """
+        :param number: pyfuse3's descriptor of /dev/fuse, through which INIT is to be read
+        :raises OSError: the mount is gone already; nothing has changed
+        """
+        request = os.read(number, _REQUEST_BYTES)
+        (offered,) = _NUMBER.unpack_from(request, _REQUEST_FLAGS_AT)
+        self._flags = offered & _DONT_MASK
         self._number = number
         self._device = os.dup(number)
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             os.dup2(other.fileno(), number, inheritable=False)
-        request = os.read(self._device, _REQUEST_BYTES)
-        (offered,) = _NUMBER.unpack_from(request, _REQUEST_FLAGS_AT)
-        self._flags = offered & _DONT_MASK
         self._socket.send(request)
 
     def carry_on(self) -> bool:
@@ -64,7 +67,8 @@ class Handshake:
         if not any(reply[_REPLY_ERROR_AT : _REPLY_ERROR_AT + _NUMBER.size]):
             (flags,) = _NUMBER.unpack_from(reply, _REPLY_FLAGS_AT)
             _NUMBER.pack_into(reply, _REPLY_FLAGS_AT, flags | self._flags)
-        os.write(self._device, reply)
+        with contextlib.suppress(OSError):  # the mount is gone, which pyfuse3 is to read itself
+            os.write(self._device, reply)
         self.end()
         return True
 

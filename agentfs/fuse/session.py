@@ -68,13 +68,13 @@ class PlainSession:
         before = devices()
         try:
             pyfuse3.init(operations, str(self._config.mountpoint), options)
-        except RuntimeError as error:
+            self._is_mounted = True
+            (number,) = devices() - before
+            self._handshake = Handshake(number)
+        except (RuntimeError, OSError) as error:
             raise FuseUnavailable(
                 f"{self._config.mountpoint} could not be mounted: {error}; see the log"
             ) from error
-        self._is_mounted = True
-        (number,) = devices() - before
-        self._handshake = Handshake(number)
 
     def _shake_hands(self) -> None:
         if self._handshake is not None and self._handshake.carry_on():

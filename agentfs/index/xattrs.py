@@ -12,8 +12,9 @@ ACCESS_LIST: Final = b"system.posix_acl_access"
 """Permissions beside those of the mode; what a row of it has: filesystem/acl.py."""
 DEFAULT_LIST: Final = b"system.posix_acl_default"
 """Of a directory: what files made in it get."""
+LISTS: Final = (ACCESS_LIST, DEFAULT_LIST)
 
-_ASKED_UNBIDDEN: Final = (CAPABILITY, ACCESS_LIST, DEFAULT_LIST)
+_ASKED_UNBIDDEN: Final = (CAPABILITY, *LISTS)
 """The kernel asks for capabilities before the first write of every file, and for access lists when
 anybody but the owner uses one; most stores never hold any."""
 
@@ -47,7 +48,7 @@ class Xattrs:
 
     def may_have_acl(self) -> bool:
         """Whether any inode has, or has had, an access list of either kind."""
-        return self.may_have(ACCESS_LIST) or self.may_have(DEFAULT_LIST)
+        return any(map(self.may_have, LISTS))
 
     def get(self, inode: int, name: bytes) -> bytes | None:
         if not self.may_have(name):

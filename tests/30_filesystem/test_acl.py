@@ -95,6 +95,14 @@ def test_what_is_no_list_is_refused_and_changes_nothing(shell: Shell, bad: bytes
     assert (shell.inode("/d").mode, shell.xattrs("/d")) == (before, {})
 
 
+def test_only_the_two_names_are_lists(shell: Shell) -> None:
+    shell.mkdir("/d")
+    for name in (f"{ACCESS}es", f"{DEFAULT}s", "system.posix_acl", ACCESS.upper()):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            shell.set_xattr("/d", name.encode(), packed(NAMED))
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
 def test_who_may_not_set_the_bit_loses_it(shell: Shell) -> None:
     shell.mknod("/a", stat.S_IFREG | 0o2770)
     namespace, inode = shell.volume.namespace, shell.inode("/a").id
