@@ -282,11 +282,15 @@ class Images:
         """The image of a content, if there is one."""
         return self._images.get(self._reader.recipe(content).digest)
 
-    def adopt(self, content: int, staged: StagedFile, backing: int, size: int) -> Image | None:
+    def adopt(
+        self, content: int, staged: StagedFile, backing: int, inode: Inode
+    ) -> Image | None:
         """Make a sealed file's staged copy the image of its content.
 
+        Who restores an old file, with its times, has not used it: it is as old as these say.
         None: there is one already, or there is to be none.
         """
+        size = inode.size
         digest = self._reader.recipe(content).digest
         if digest in self._images or digest in self._made or staged.on_disk:
             return None
@@ -300,7 +304,7 @@ class Images:
         image = self._add(digest, path, backing, size)
         image.is_frozen = staged.is_frozen
         image.content = content
-        self._touch(image)
+        self._touch(image, age_s=self._placement.age_s(inode.mtime_ns))
         return image
 
     async def collapse(self) -> None:
@@ -342,8 +346,8 @@ class Images:
         """A program has had it open."""
         self._touch(image)
 
-    def _touch(self, image: Image) -> None:
-        image.used_at = self.clock()
+    def _touch(self, image: Image, age_s: float = 0.0) -> None:
+        image.used_at = self.clock() - age_s
         self._rank(image)
 
     def _priority(self, image: Image) -> float:
@@ -384,7 +388,10 @@ class Images:
         return memory.is_scarce()
 
     async def settle(self) -> None:
-        """Judge images anew, in rounds; while memory is scarce, drop those that have cooled."""
+        """Judge images anew, in rounds; drop those that are cold, or warm while memory is scarce.
+
+        What is cold takes memory that the kernel could use: it cannot take back a tmpfs's.
+        """
         now = self.clock()
         if not self._round and now >= self._next_round:
             self._next_round = now + _ROUND_S
@@ -396,7 +403,7 @@ class Images:
         for image in [self._round.pop() for _ in range(min(len(self._round), _JUDGED))]:
             if self._images.get(image.digest) is image:
                 self._judge(image)
-                if self._is_scarce and self.tier(image) != "hot":
+                if self.tier(image) in (("warm", "cold") if self._is_scarce else ("cold",)):
                     self._drop(image)
             await turns.give()
 

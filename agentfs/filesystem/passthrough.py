@@ -454,7 +454,7 @@ class PassthroughFiles(Files):
 
     def _keep_as_image(self, file: LiveFile, staged: StagedFile, backing: int) -> bool:
         assert file.inode.content is not None
-        image = self.images.adopt(file.inode.content, staged, backing, file.inode.size)
+        image = self.images.adopt(file.inode.content, staged, backing, file.inode)
         if image is None:
             return False
         file.staged = None

@@ -131,14 +131,19 @@ class Placement:
             return None
         if known.is_paused:
             return PAUSED
-        age_s = (time.time_ns() - self._used_ns.get(known.agent, 0)) / 1e9
+        age_s = self.age_s(self._used_ns.get(known.agent, 0))
         return ACTIVE if age_s < self.weights.idle_s else IDLE
+
+    @staticmethod
+    def age_s(used_ns: int) -> float:
+        """Seconds since one of a file's times; none if that is yet to come."""
+        return max(time.time_ns() - used_ns, 0) / 1e9
 
     def is_cold(self, inode: int, directory: int, content: int, used_ns: int) -> bool:
         """Whether a file is cold, by its row: reads are recorded there once a day."""
-        age_s = (time.time_ns() - used_ns) / 1e9
         facts, is_pinned = self.facts(content, {directory: (inode, b"")})
-        return not is_pinned and tier(replace(facts, age_s=age_s), self.weights) == "cold"
+        aged = replace(facts, age_s=self.age_s(used_ns))
+        return not is_pinned and tier(aged, self.weights) == "cold"
 
     async def warm_bytes(self) -> Counter[int]:
         """How many raw bytes of each segment are in files that are not cold.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,16 @@ class Resident:
         handle = self.files.open(inode, os.O_RDONLY, is_privileged=True)
         self.files.release(handle)
 
+    async def restore(self, path: str, age_s: float) -> None:
+        """Write a file anew, give it the time it had, have it sealed: as `cp -a` does."""
+        inode = self.shell.inode(path)
+        await self.files.prepare(inode, os.O_WRONLY | os.O_TRUNC)
+        handle = self.files.open(inode, os.O_WRONLY, is_privileged=True)
+        await self.files.write(handle, 0, os.urandom(IMAGE_BYTES))
+        self.shell.change(path, mtime_ns=time.time_ns() - int(age_s * 1e9))
+        self.files.release(handle)
+        await self.shell.sync()
+
     async def pass_(self, seconds: float) -> None:
         self.clock.now += seconds
         await self.settle()
@@ -168,7 +179,7 @@ async def test_what_has_cooled_leaves_when_memory_is_scarce(
     for path in paths:
         await resident.use(path)
     resident.relay.open_files[resident.shell.inode("/open/c").id] = 1
-    await resident.pass_(10_000)
+    await resident.pass_(59 * MINUTE_S)
     assert resident.tiers(*paths) == ["hot", "warm", "hot"]
     assert resident.have_images(*paths) == [True, True, True], "nobody wants the memory"
     monkeypatch.setattr(memory, "is_scarce", lambda: True)
@@ -177,6 +188,34 @@ async def test_what_has_cooled_leaves_when_memory_is_scarce(
     resident.relay.open_files.clear()
     await resident.settle()
     assert resident.have_images(*paths) == [True, False, False]
+
+
+async def test_what_is_cold_leaves_though_nobody_wants_the_memory(resident: Resident) -> None:
+    paths = ("/agents/a/prompts/p", "/agents/a/conversations/c", "/open/c")
+    await resident.make(*paths)
+    for path in paths:
+        await resident.use(path)
+    resident.relay.open_files[resident.shell.inode("/open/c").id] = 1
+    await resident.pass_(59 * MINUTE_S)
+    assert resident.have_images(*paths) == [True, True, True]
+    await resident.pass_(2 * MINUTE_S)
+    assert resident.have_images(*paths) == [True, False, True]
+    await resident.use(paths[1])
+    assert resident.have_images(paths[1]) == [True], "it is used again"
+
+
+@pytest.mark.parametrize(("age_s", "stays"), [(50 * MINUTE_S, True), (3 * 86_400.0, False)])
+async def test_what_is_restored_with_its_times_is_as_old_as_these(
+    resident: Resident, age_s: float, stays: bool
+) -> None:
+    path = "/agents/a/conversations/c"
+    await resident.make(path)
+    await resident.restore(path, age_s)
+    await resident.settle()
+    assert resident.have_images(path) == [stays]
+    await resident.use(path)
+    await resident.settle()
+    assert resident.have_images(path) == [True], "it has been read since"
 
 
 async def test_a_paused_agents_files_give_way_first(resident: Resident) -> None:

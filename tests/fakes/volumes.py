@@ -183,8 +183,9 @@ class Shell:
         self.volume.namespace.rename(*places, flags)
 
     def change(self, path: str, **fields: int) -> None:
-        self.volume.namespace.change_attributes(self.inode(path), AttributeChange(**fields))
-        file = self.volume.table.live(self.inode(path).id)
+        inode = self.inode(path)
+        self.volume.namespace.change_attributes(inode, AttributeChange(**fields))
+        file = self.volume.table.live(inode.id)
         if file is not None:
             self.volume.files.attributes_set(file)
 
