@@ -30,6 +30,7 @@ import pyfuse3
 import trio
 
 from agentfs import __version__
+from agentfs.chunks import map_from
 from agentfs.config import MountConfig
 from agentfs.control import lock, server
 from agentfs.errors import AgentfsError, FilesOpen, NoSpace, NoSuchPath, PathTaken, UsageError
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 
 _WRITERS_S = 5.0
 """How long `agentfs umount` waits for programs that have files open for writing."""
+
+_MAPPED_FROM_BYTES = 4 << 20
+"""Requests have a MiB at most: the pages of a new mapping would cost as much as its bytes."""
 
 _MAX_TASKS = 1024
 """Requests answered at once; more wait in the kernel. As many programs may wait for a slow disk, in
@@ -122,8 +126,10 @@ def _tune_interpreter() -> None:
     """Keep requests from waiting for the garbage collector or for a thread that seals.
 
     What lives as long as the process need not be looked at again, and a thread gives up
-    the GIL after 0.2 ms instead of 5 ms when the event loop wants it.
+    the GIL after 0.2 ms instead of 5 ms when the event loop wants it. What a seal has read
+    is given back: of ten files of 10 MB glibc kept 20 MB, and compaction left more.
     """
+    map_from(_MAPPED_FROM_BYTES)
     sys.setswitchinterval(0.0002)
     gc.collect()
     gc.freeze()

@@ -10,9 +10,9 @@ Every agent is a process and has
 
 It maps all but the last and touches every page; then, with all agents alive, it is counted what
 is in memory for them: the tmpfs, pages cached for files of the mount, the daemon (PSS of all its
-processes), page tables. What the kernel can take back without writing, such as cached pages
-of segments, is no more counted than it is for plain files. Beside it is by how much MemAvailable fell,
-less what as many processes without files take; that is of the whole machine, which should be quiet.
+processes), page tables. What the kernel can take back without writing, such as cached pages of
+segments, is no more counted than it is for plain files. Beside it is by how much MemAvailable
+fell, less what as many processes without files take: of the whole machine, which should be quiet.
 
 Plain files: a copy for each agent, measured on ext4 for as many as --plain-agents, for more
 agents by multiplication. What is in the files: `woven.py`.

@@ -2,9 +2,9 @@
 
 A corpus of 90 MB is to become gigabytes of different text that is as redundant as the corpus is,
 no more and no less. So texts are taken in the order in which the corpus has them, tool output
-beside what quotes it, and each session is written in an alphabet of its own: the 32 letters that
-no JSON escape needs change places among themselves. What repeats within a session repeats as it did;
-between sessions nothing is equal, down to single lines. What is equal on real machines is added:
+beside what quotes it, and each session is written in an alphabet of its own: the 35 letters that
+no JSON escape needs change places among themselves. What repeats within a session repeats as it
+did; between sessions nothing is equal, down to single lines. What is equal in real ones is added:
 
 - an eighth of a session is documents that all agents read as they are: 400 results of tools;
 - one session in ten is a fork: its first half is that of the agent's session before it.

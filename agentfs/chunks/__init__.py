@@ -18,6 +18,7 @@ from agentfs.chunks._native import (
     crc32c,
     cut,
     fallocate,
+    map_from,
     params_for_size,
 )
 
@@ -34,5 +35,6 @@ __all__ = [
     "crc32c",
     "cut",
     "fallocate",
+    "map_from",
     "params_for_size",
 ]

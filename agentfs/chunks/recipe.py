@@ -67,7 +67,7 @@ class Recipe:
             if HOLE_GIB in self._ids
             else lengths
         )
-        self._ends = list(accumulate(self._lengths))
+        self._ends = array("Q", accumulate(self._lengths))
 
     @property
     def chunks(self) -> Iterator[int]:

@@ -282,9 +282,7 @@ class Images:
         """The image of a content, if there is one."""
         return self._images.get(self._reader.recipe(content).digest)
 
-    def adopt(
-        self, content: int, staged: StagedFile, backing: int, inode: Inode
-    ) -> Image | None:
+    def adopt(self, content: int, staged: StagedFile, backing: int, inode: Inode) -> Image | None:
         """Make a sealed file's staged copy the image of its content.
 
         Who restores an old file, with its times, has not used it: it is as old as these say.
