@@ -137,7 +137,7 @@ class Tiers:
     """After so long without use a conversation need not stay on tmpfs (seconds)."""
 
     cold_s: float = _key(3600.0, 0.0, 31_536_000.0)
-    """After so long it is cold (seconds)."""
+    """After so long it is cold, and leaves tmpfs (seconds)."""
 
     idle_s: float = _key(900.0, 0.0, 31_536_000.0)
     """An agent is idle that used no file for so long (seconds)."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import bigfile, corpus, metadata, scale
+from bench import agents, bigfile, corpus, metadata, scale
 from bench.common import Results, err, finish, parser, shown, table
 from bench.targets import FAILURES, Agentfs
 
@@ -44,7 +44,9 @@ def arguments() -> argparse.ArgumentParser:
     """The command line; the benchmarks' own options keep their defaults."""
     made = parser("bench", __doc__)
     made.prog = "python -m bench"
-    made.add_argument("--corpus", type=Path, metavar="TAR_OR_DIR", help="for bench.corpus")
+    made.add_argument(
+        "--corpus", type=Path, metavar="TAR_OR_DIR", help="for bench.corpus and bench.agents"
+    )
     made.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     return made
 
@@ -66,6 +68,15 @@ def lines(results: Results) -> Iterator[Line]:
     yield Line("scale: worst large/small, time", worst, 1.5, False)
     kib = max(grown.get("rss_kib", {}).values(), default=None)
     yield Line("scale: daemon's memory, MB", None if kib is None else kib * 1024 / 1e6, 200, False)
+    yield from _agents_lines(results.get("agents", {}).get("steps", []))
+
+
+def _agents_lines(steps: list[Results]) -> Iterator[Line]:
+    counted = {step["agents"]: step for step in steps if step["target"] == Agentfs.name}
+    for count, bound in agents.TARGETS_GB.items():
+        gigabytes = counted.get(count, {}).get("ram_bytes")
+        value = None if gigabytes is None else gigabytes / 1e9
+        yield Line(f"{count} agents: RAM, GB", value, bound, False)
 
 
 def _corpus_lines(targets: Results) -> Iterator[Line]:
@@ -110,10 +121,18 @@ def main() -> int:
         ("bigfile", ["--megabytes", "200"] if quick else []),
     ]
     if chosen.corpus:
-        plan.append(("corpus", ["--corpus", str(chosen.corpus)]))
+        given = ["--corpus", str(chosen.corpus)]
+        plan.append(("corpus", given))
+        plan.append(("agents", [*given, "--agents", "10"] if quick else given))
     else:
-        err.print("skipped corpus: no --corpus")
-    modules = {"metadata": metadata, "scale": scale, "bigfile": bigfile, "corpus": corpus}
+        err.print("skipped corpus and agents: no --corpus")
+    modules = {
+        "metadata": metadata,
+        "scale": scale,
+        "bigfile": bigfile,
+        "corpus": corpus,
+        "agents": agents,
+    }
     results: Results = {}
     for name, extra in plan:
         module = modules[name]

@@ -79,6 +79,10 @@ COLUMNS: Columns = {
     "SSD": ("stored", 2),
 }
 
+MEMORY_SHARE = 0.8
+"""Of what is available, that agents may take."""
+PROCESS_BYTES = 10**6
+
 DAY_S = 86_400
 SETTLED_S = 12.0
 """tmpfs has not changed for so long: images are judged every 5 s."""
@@ -338,12 +342,23 @@ def measure_step(
     }
 
 
+def in_memory(counts: list[int], megabyte: int) -> Iterator[int]:
+    """Those numbers of agents for which there is memory; says of the others that there is not."""
+    available_bytes = machine_kib("MemAvailable") * 1024
+    for count in counts:
+        own = count * ((OPENING_MB + CURRENT_MB) * megabyte + PROCESS_BYTES)
+        if own < MEMORY_SHARE * available_bytes:
+            yield count
+        else:
+            err.print(f"skipped {count} agents: {own / 1e9:.1f} GB are not to be had")
+
+
 def measure_target(
     target: Target, weaver: Weaver, chosen: argparse.Namespace, available_bytes: int
 ) -> list[Results]:
     """All numbers of agents, the smallest first."""
     fleet, found = Fleet(target, weaver, chosen), []
-    for count in chosen.agents:
+    for count in in_memory(chosen.agents, chosen.megabyte):
         if isinstance(target, Agentfs) or count <= chosen.plain_agents:
             one = measure_step(fleet, count, chosen, available_bytes)
             found.append({"target": target.name, "agents": count} | one)

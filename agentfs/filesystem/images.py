@@ -5,7 +5,7 @@ inode that is attached to it, so all who map it share its pages. Images are made
 by decompressing, or kept when a staged file is sealed, which costs a rename.
 Together with staged files they stay within the budget of the tmpfs; to make room,
 the images that are worth least go first (`policy.placement`), never one that a program
-has open or that is pinned. When memory is scarce, those that have cooled go at once.
+has open or that is pinned. What is cold goes in any case, what is warm when memory is scarce.
 
 All scores fall alike with time, so one number says what an image is worth for as long as
 nothing else changes: the score it had when it was used, and when that was.

@@ -7,8 +7,8 @@
 
 Everything is counted in doublings: one more means that twice as many opens are expected
 within the next half-life. `score` is the formula and `config.Tiers` its table of weights;
-eviction, the tiers that people see and compaction ask nothing else. What is not hot any more
-may stay on tmpfs until the room, or the memory, is wanted; it is the first to go then.
+eviction, the tiers that people see and compaction ask nothing else. What is warm may stay on
+tmpfs until the room, or the memory, is wanted; it is the first to go then.
 
 How often a content was opened does not count, only when: sessions are bursts, and what had
 many opens in the last one is no more likely to be opened than what has its first in this. On
