@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,15 @@ class Warmed:
     left_files: int = 0
     """Of these: too large, or there was no room."""
     left_bytes: int = 0
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """What fails in housekeeping is logged: else the mount would end with it."""
+    try:
+        yield
+    except Exception:
+        log.exception("housekeeping failed; it goes on")
 
 
 class Volume:
@@ -189,7 +199,6 @@ class Volume:
         self.samples = Samples(functools.partial(self.stats, is_repeated=True))
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
-        self._flush_at = 0.0
         self._copied_changes = self.index.changes if is_copied else -1
         self._snapshot_lock = trio.Lock()
         shutil.rmtree(path / _SNAPSHOT, ignore_errors=True)
@@ -267,8 +276,13 @@ class Volume:
             log.info("took over %d staged files of an earlier daemon", len(taken))
 
     async def run(self) -> None:
-        """Seal what rests and keep the index small. Runs until cancelled."""
+        """Seal what rests and keep the index small. Runs until cancelled.
+
+        A seal may take minutes: nothing that keeps memory and the log small waits for one.
+        """
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_house)
+            nursery.start_soon(self._flush_now_and_then)
             nursery.start_soon(self.sealer.serve_fsync)
             nursery.start_soon(self._keep_copies)
             nursery.start_soon(self.samples.run)
@@ -278,15 +292,19 @@ class Volume:
                 with trio.move_on_after(_TICK_S):
                     await self.staging.is_wanted.wait()
                 self.staging.is_wanted = trio.Event()
-                try:
-                    await self._tick()
-                    await self.files.tidy()
-                except Exception:
-                    log.exception("housekeeping failed; it goes on")  # and the mount with it
+                with _going_on():
+                    await self._seal_what_rests()
                 self.staging.was_made.set()
                 self.staging.was_made = trio.Event()
 
-    async def _tick(self) -> None:
+    async def _keep_house(self) -> None:
+        while True:
+            with _going_on():
+                self._tidy_index()
+                await self.files.tidy()
+            await trio.sleep(_TICK_S)
+
+    def _tidy_index(self) -> None:
         try:
             self.table.reap()
             self.index.checkpoint_if_due()
@@ -294,6 +312,17 @@ class Volume:
                 self.index.checkpoint()  # gives the log's room back
         except OSError as error:
             log.error("cannot tidy the index: %s", error)
+
+    async def _flush_now_and_then(self) -> None:
+        while True:
+            with _going_on():
+                try:
+                    await self.durability.sync()
+                except OSError as error:
+                    log.error("cannot flush the index: %s", error)
+            await trio.sleep(_FLUSH_S)
+
+    async def _seal_what_rests(self) -> None:
         now = time.monotonic()
         rest_s = 0.0 if self.staging.is_under_pressure else self._profile.seal.rest_s
         found = due(
@@ -304,12 +333,6 @@ class Volume:
         )
         if found:
             await self._seal(found, now)
-        if now >= self._flush_at:
-            self._flush_at = now + _FLUSH_S
-            try:
-                await self.durability.sync()
-            except OSError as error:
-                log.error("cannot flush the index: %s", error)
 
     async def _seal(self, files: list[LiveFile], now: float) -> None:
         try:

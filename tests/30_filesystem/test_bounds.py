@@ -18,6 +18,7 @@ from agentfs.filesystem import images, seal, staging
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.seal import Sealer
+from agentfs.index import connection
 from agentfs.model import ROOT_INODE
 from fakes.relay import FakeRelay
 from fakes.volumes import KIB, MIB, Machine, Shell, profile, running
@@ -182,6 +183,25 @@ async def test_while_the_disk_stands_still_no_more_files_are_staged_than_may_be(
         stopped_seals.go()
     assert len(written) == len(paths)
     assert shell.volume.staging.files <= FILES
+
+
+async def test_while_a_seal_lasts_the_log_is_folded_in_and_housekeeping_goes_on(
+    machine: Machine, stopped_seals: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CHECKPOINT_BYTES", 256 * KIB)
+    shell = machine.open(profile(rest_s=0.0))
+    async with running(shell.volume):
+        await shell.write("/large", b"being sealed")
+        await stopped_seals.until(1)
+        folded = shell.volume.index.checkpoints
+        number = 0
+        with trio.fail_after(LIMIT_S):
+            while shell.volume.index.checkpoints < folded + 2:
+                shell.mkdir(f"/{number}")
+                number += 1
+                await trio.sleep(0)
+        assert stopped_seals.waiting == 1
+        stopped_seals.go()
 
 
 async def test_the_count_of_staged_files_comes_back_to_nothing(machine: Machine) -> None:
