@@ -30,10 +30,10 @@ import pyfuse3
 import trio
 
 from agentfs import __version__
-from agentfs.chunks import map_from
 from agentfs.config import MountConfig
 from agentfs.control import lock, server
 from agentfs.errors import AgentfsError, FilesOpen, NoSpace, NoSuchPath, PathTaken, UsageError
+from agentfs.filesystem.memory import map_from
 from agentfs.filesystem.volume import Volume
 from agentfs.fuse import announce, loop
 from agentfs.fuse.connection import Connection

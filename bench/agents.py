@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from agentfs.control import client
 from bench.common import (
     Columns,
     Results,
@@ -49,7 +50,7 @@ from bench.common import (
 )
 from bench.corpus import unpack
 from bench.sharing import machine_kib, workers
-from bench.targets import Agentfs, Target, available, run, work_directory
+from bench.targets import Agentfs, Target, available, work_directory
 from bench.woven import Weaver
 
 PROMPT_MB = 50
@@ -151,9 +152,9 @@ class Fleet:
         """One agent more."""
         agent = self._template.with_name(f"agent-{len(self.agents):04}")
         if isinstance(self.target, Agentfs):
-            command = self.target.arguments.agentfs
-            words = ("agent", "spawn", agent.name, self.target.root, "--from", "template")
-            run(*command, *words)
+            what = {"source": "/agents/template", "target": f"/agents/{agent.name}"}
+            # What `agentfs agent spawn` asks for; to start a thousand commands takes minutes.
+            client.call(self.target.store, "spawn", what | {"name": agent.name})
         else:
             shutil.copytree(self._template, agent)
         self._write_session("conversations/current.jsonl", agent, CURRENT_MB, f"{agent.name}/now")

@@ -18,7 +18,6 @@ from agentfs.chunks._native import (
     crc32c,
     cut,
     fallocate,
-    map_from,
     params_for_size,
 )
 
@@ -35,6 +34,5 @@ __all__ = [
     "crc32c",
     "cut",
     "fallocate",
-    "map_from",
     "params_for_size",
 ]

@@ -1,7 +1,8 @@
-"""Whether the machine is short of memory."""
+"""Whether the machine is short of memory, and what of ours goes back to it."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 _SCARCE_SHARE = 0.1
@@ -27,3 +28,26 @@ def _stalled_percent() -> float:
     except OSError:  # kernels may be built, or booted, without it
         return 0.0
     return float(some.split("avg10=")[1].split()[0])
+
+
+_libc = ctypes.CDLL(None)
+_M_MMAP_THRESHOLD = -3
+"""From malloc.h."""
+
+
+def map_from(size_bytes: int) -> None:
+    """Let each allocation from that size on be a mapping of its own, and end with it.
+
+    By itself glibc raises that limit to the largest that was freed, and keeps what is below it
+    in a heap for each thread.
+    """
+    mallopt = getattr(_libc, "mallopt", None)  # not everybody's
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, size_bytes)
+
+
+def give_back() -> None:
+    """Return to the kernel what malloc keeps for later; some ms."""
+    trim = getattr(_libc, "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)

@@ -6,8 +6,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <malloc.h>
 
 #include "crc32c.h"
 #include "cutter.h"
@@ -83,20 +81,6 @@ static PyObject *module_fallocate(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *module_map_from(PyObject *module, PyObject *arg)
-{
-    (void)module;
-    long bytes = PyLong_AsLong(arg);
-    if (bytes == -1 && PyErr_Occurred())
-        return NULL;
-    if (bytes <= 0 || bytes > INT_MAX)
-        return PyErr_Format(PyExc_ValueError, "%ld is no size of an allocation", bytes);
-#ifdef M_MMAP_THRESHOLD
-    mallopt(M_MMAP_THRESHOLD, (int)bytes);
-#endif
-    Py_RETURN_NONE;
-}
-
 static PyObject *module_crc32c(PyObject *module, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"data", "crc", NULL};
@@ -135,12 +119,6 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(fallocate_doc, "fallocate($module, fd, mode, offset, length, /)\n--\n\n"
                             "fallocate(2), without the GIL.");
-
-PyDoc_STRVAR(map_from_doc,
-             "map_from($module, size_bytes, /)\n--\n\n"
-             "Let each allocation of *size_bytes* or more be a mapping of its own from now on.\n\n"
-             "When it is freed the kernel has it back. By itself glibc raises that limit to the\n"
-             "largest it has seen freed, and keeps such allocations in a heap for each thread.");
 
 PyDoc_STRVAR(crc32c_doc, "crc32c($module, /, data, crc=0)\n--\n\n"
                          "CRC32C (Castagnoli) of *data*, continued from *crc*. Drops the GIL.");
@@ -216,7 +194,6 @@ static PyMethodDef module_methods[] = {
     {"cut", KEYWORDS(module_cut), cut_doc},
     {"crc32c", KEYWORDS(module_crc32c), crc32c_doc},
     {"fallocate", module_fallocate, METH_VARARGS, fallocate_doc},
-    {"map_from", module_map_from, METH_O, map_from_doc},
     {0},
 };
 

@@ -1,0 +1,38 @@
+"""What is freed goes back to the kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+KEEPS = """
+import sys
+from agentfs.filesystem import memory
+
+def resident_kib():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+
+if "map" in sys.argv:
+    memory.map_from(4 << 20)
+before, held = resident_kib(), []
+b"x" * (8 << 20)
+for number in range(4):
+    large = b"x" * (8 << 20)
+    held.append(b"y" * 100_000)  # lies above it, if it is in the heap
+    del large
+if "give" in sys.argv:
+    memory.give_back()
+print(resident_kib() - before)
+"""
+
+
+def kept_kib(*what: str) -> int:
+    command = [sys.executable, "-c", KEEPS, *what]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_glibc_keeps_what_was_freed_unless_it_is_told_not_to() -> None:
+    assert kept_kib() > 6000
+    assert kept_kib("map") < 2000
+    assert kept_kib("give") < 2000
