@@ -6,6 +6,7 @@ Drives agentfs/index and filesystem/namespace.py without a mount; sizes take tur
 """
 
 import argparse
+import math
 import contextlib
 import os
 import sqlite3
@@ -64,7 +65,7 @@ def measure_one(work: Path, files: int, page_bytes: int, *, exclusive: bool) -> 
         caller = Caller(0, 0)
         folders = [
             names.create(1, b"%d" % number, 0o40755, caller).id
-            for number in range(files // FILES_PER_DIRECTORY)
+            for number in range(math.ceil(files / FILES_PER_DIRECTORY))
         ]
         opened.checkpoint()
         with Stopwatch() as watch:
