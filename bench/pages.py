@@ -6,8 +6,8 @@ Drives agentfs/index and filesystem/namespace.py without a mount; sizes take tur
 """
 
 import argparse
-import math
 import contextlib
+import math
 import os
 import sqlite3
 import sys
@@ -20,7 +20,7 @@ from unittest import mock
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.filesystem.namespace import Caller, Namespace
 from agentfs.filesystem.staging import Staging
-from agentfs.index import Index, schema
+from agentfs.index import Index, connection, schema
 from bench.common import Results, Stopwatch, benchmark, figures_table, medians, parser
 
 SIZES = (1024, 2048, 4096)
@@ -47,6 +47,7 @@ def index(store: Path, page_bytes: int, *, exclusive: bool) -> Iterator[Index]:
 
     with (
         mock.patch.object(schema, "PAGE_BYTES", page_bytes),
+        mock.patch.object(connection, "has_checksums", lambda path: False),  # they want 1024
         mock.patch.object(sqlite3, "connect", connected),
     ):
         opened = Index(store)
