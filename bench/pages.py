@@ -47,7 +47,7 @@ def index(store: Path, page_bytes: int, *, exclusive: bool) -> Iterator[Index]:
 
     with (
         mock.patch.object(schema, "PAGE_BYTES", page_bytes),
-        mock.patch.object(connection, "has_checksums", lambda path: False),  # they want 1024
+        mock.patch.object(connection, "has_checksums", return_value=False),  # they want 1024
         mock.patch.object(sqlite3, "connect", connected),
     ):
         opened = Index(store)
