@@ -70,11 +70,10 @@ TURNS = 12
 TURN_S = 40.0
 RESULT_SHARE = 0.2
 FORK_SHARE = 0.02
-DAY_S = 86_400.0
 SCANS_AT = (0.35, 0.8)
 """Of the day."""
 
-TICK_S = 5.0
+TICK_S = 10.0
 HOT_BYTES_SHARE = 0.1
 
 
@@ -82,10 +81,11 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     made = parser("day", __doc__)
     made.add_argument("--agents", type=int, default=200, help="default 200")
-    made.add_argument("--sessions", type=int, default=1000, help="in the day (default 1000)")
+    made.add_argument("--hours", type=float, default=8.0, help="of the day (default 8)")
+    made.add_argument("--sessions", type=float, default=2000, help="in 24 hours (default 2000)")
     made.add_argument("--zipf", type=float, default=1.0, help="exponent (default 1.0)")
     made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--policies", default="policy,scarce,lru,none", help="default: all")
+    made.add_argument("--policies", default="policy,lru,none", help="or scarce (default: others)")
     return made
 
 
@@ -125,14 +125,15 @@ def trace(chosen: argparse.Namespace) -> list[Event]:
     rng.shuffle(ranks)
     weights = list(itertools.accumulate(1 / (rank + 1) ** chosen.zipf for rank in ranks))
     turns = []
-    for _ in range(chosen.sessions):
+    day_s = chosen.hours * 3600
+    for _ in range(round(chosen.sessions * chosen.hours / 24)):
         agent = bisect.bisect(weights, rng.random() * weights[-1])
-        at_s = rng.random() * DAY_S
+        at_s = rng.random() * day_s
         for _ in range(1 + int(rng.expovariate(1 / (TURNS - 1)))):
             turns.append((at_s, agent))
             at_s += rng.expovariate(1 / TURN_S)
     scans = [
-        (share * DAY_S + agent * 0.2, -1 - agent)
+        (share * day_s + agent * 0.2, -1 - agent)
         for share in SCANS_AT
         for agent in range(chosen.agents)
     ]
@@ -142,7 +143,7 @@ def trace(chosen: argparse.Namespace) -> list[Event]:
         if agent < 0:
             path = talks[-1 - agent].path(-1 - agent)
             events.append(Event(at_s, -1 - agent, "read", path))
-        elif at_s < DAY_S:
+        elif at_s < day_s:
             events += turn(rng, agent, at_s, tools[agent % ROLES], talks[agent])
     return sorted(events)
 
@@ -261,7 +262,7 @@ class LeastRecentlyUsed(images.Images):
 class Nothing(images.Images):
     """Nothing is resident."""
 
-    async def get(self, content: int, *, is_wanted: bool = False) -> images.Image | None:
+    async def get(self, content: int, **how: Any) -> images.Image | None:
         return None
 
     def adopt(self, *arguments: Any) -> images.Image | None:
@@ -273,7 +274,9 @@ POLICIES: dict[str, type[images.Images]] = {
     "scarce": Scarce,
     "lru": LeastRecentlyUsed,
     "none": Nothing,
+    "still": Plenty,
 }
+PREFETCHES = {"policy", "scarce"}
 
 
 # One policy
@@ -288,6 +291,9 @@ class Day:
         self.hot: collections.Counter[str] = collections.Counter()
         self.ms: dict[str, list[float]] = collections.defaultdict(list)
         self.used: list[int] = []
+        self.ready_at: dict[int, float] = {}
+        """Of files brought before they were opened."""
+        self.busy_until = 0.0
 
     def decompressed(self) -> int:
         """Blocks, so far."""
@@ -318,6 +324,7 @@ class Day:
     async def read(self, path: str, kind: str) -> None:
         """Open a file, read all of it, close it; measured."""
         files, inode = self.volume.files, self.volume.namespace.walk(os.fsencode(path))[-1]
+        late_s = max(self.ready_at.pop(inode.id, 0.0) - self.clock.now, 0.0)
         before, start = self.decompressed(), perf_counter()
         await files.prepare(inode, os.O_RDONLY)
         handle = files.open(inode, os.O_RDONLY, is_privileged=True)
@@ -327,9 +334,18 @@ class Day:
                 os.pread(fd, image.size, 0)
         else:
             await files.read(handle, 0, inode.size)
-        self.ms[kind].append((perf_counter() - start) * 1e3)
+        self.ms[kind].append((perf_counter() - start + late_s) * 1e3)
         files.release(handle)
-        self.hot[kind] += self.decompressed() == before
+        self.hot[kind] += self.decompressed() == before and not late_s
+
+    async def prefetch(self) -> None:
+        """Bring what is likely to be opened next. Who opens it sooner than that takes waits."""
+        prefetcher, start = self.volume.prefetcher, perf_counter()
+        before = set(prefetcher._expected)
+        await prefetcher.work()
+        self.busy_until = max(self.busy_until, self.clock.now) + perf_counter() - start
+        for inode in prefetcher._expected.keys() - before:
+            self.ready_at[inode] = self.busy_until
 
     async def settle(self) -> None:
         """Seal what was written; housekeeping."""
@@ -443,6 +459,7 @@ class Days:
                 text = self.text(sizes.get(event.action, 0))
                 for day in self.days:
                     await day.do(event, text)
+                    await day.prefetch()
                 self.days.append(self.days.pop(0))
 
 
@@ -467,7 +484,8 @@ def new_day(name: str, store: Path, clock: Clock, budget: int) -> Day:
     volume = Volume(store, profile, relay=Kernel())
     files = volume.files
     assert isinstance(files, passthrough.PassthroughFiles)
-    files.images.clock = clock.monotonic
+    files.images.clock = volume.prefetcher.clock = clock.monotonic
+    volume.prefetcher.is_on = name in PREFETCHES
     return Day(volume, clock)
 
 
@@ -481,6 +499,9 @@ def figures(day: Day) -> Results:
         "median_ms": statistics.median(ms),
         "p99_ms": statistics.quantiles(ms, n=100)[98],
         "mean_ms": statistics.fmean(ms),
+        "prefetched": day.volume.prefetcher.fetched,
+        "prefetch used": day.volume.prefetcher.used,
+        "prefetch wasted": day.volume.prefetcher.wasted,
         "used_mib": statistics.fmean(day.used) / 2**20,
     }
 

@@ -126,6 +126,16 @@ class ContentReader:
             self._mark_missing(pieces)
             raise BytesLost("a segment is missing") from error
 
+    async def bring(self, content: int) -> bool:
+        """Have all its blocks in the cache, as far as that is large enough; False: they were.
+
+        :raises BytesLost: as `read`
+        """
+        misses = self._store.stats()["cache_misses"]
+        for offset in range(0, self.recipe(content).size, _WINDOW_BYTES):
+            await self.read(content, offset, _WINDOW_BYTES)
+        return self._store.stats()["cache_misses"] > misses
+
     def _mark(self, segment: int, offset: int | None) -> None:
         """Note the damage, so that the same bytes are stored anew when a program writes them."""
         try:

@@ -92,7 +92,7 @@ async def _turn(lock: Mutex) -> None:
 class Handle:
     """One open(2) of a regular file, or several that are alike."""
 
-    __slots__ = ("file", "is_privileged", "is_writer", "opens", "records_atime")
+    __slots__ = ("file", "is_noted", "is_privileged", "is_writer", "opens", "records_atime")
 
     def __init__(self, file: LiveFile, *, is_writer: bool, is_privileged: bool) -> None:
         self.file = file
@@ -100,6 +100,8 @@ class Handle:
         self.is_privileged = is_privileged
         """Opened by root: writing leaves set-id bits alone."""
         self.records_atime = False
+        self.is_noted = False
+        """Bytes were read through it that the kernel did not have."""
         self.opens = 0
         """How many share it; not counted: those that another worker granted."""
 
@@ -120,6 +122,8 @@ class Files:
         self._namespace = namespace
         self._staging = staging
         self._contents = contents
+        self.on_use: Callable[[LiveFile], None] = lambda file: None
+        """Told of each file that a program begins to use, where the kernel has not all of it."""
 
     @property
     def has_writers(self) -> bool:
@@ -188,6 +192,15 @@ class Files:
             await self._contents.read(inode.content, offset, _WARMED_BYTES)
         return True
 
+    async def bring(self, inode: Inode, name: bytes, likelihood: float) -> bool:
+        """Bring a sealed file's bytes nearer that is likely to be used soon; False: they are there,
+        or there is no room but that of what is likelier.
+
+        Here that is the cache of decompressed blocks, of which the oldest go.
+        """
+        assert inode.content is not None, "it is sealed"
+        return await self._contents.bring(inode.content)
+
     def _note_use(self, file: LiveFile) -> None:
         """A program has closed it."""
         self._table.note_use(file)
@@ -208,6 +221,9 @@ class Files:
     async def read(self, handle: Handle, offset: int, size: int) -> bytes:
         """Up to *size* bytes from *offset* on; fewer only at the end of the file."""
         file = handle.file
+        if not handle.is_noted:
+            handle.is_noted = True
+            self.on_use(file)
         if handle.records_atime:
             handle.records_atime = False
             self._record_atime(file.inode)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import mmap
 import os
 import stat
@@ -210,12 +211,15 @@ class Images:
             kept[identity] = image
         return kept
 
-    async def get(self, content: int, *, is_wanted: bool = False) -> Image | None:
+    async def get(
+        self, content: int, *, is_wanted: bool = False, worth: float = math.inf
+    ) -> Image | None:
         """The image of a content, made if need be; None: it is not to be resident, or cannot be.
 
         A small content becomes resident when it is opened for the second time, unless it
         *is_wanted*: what reads everything once, as a backup does, leaves no images behind.
 
+        :param worth: a priority; no image of a higher one makes room
         :raises ContentDamaged: the digest differs
         """
         recipe = self._reader.recipe(content)
@@ -230,7 +234,7 @@ class Images:
                 return None
             if self._is_too_large(recipe.size):
                 return None
-            if not self._staging.fits(recipe.size) or not self._has_place():
+            if not self._fits(recipe.size, worth) or not self._has_place(worth):
                 return None
             self._made[digest] = made = trio.Event()
             try:
@@ -241,6 +245,37 @@ class Images:
                 del self._made[digest]
                 made.set()
         return self._images[digest]
+
+    async def expect(self, inode: Inode, name: bytes, likelihood: float) -> bool:
+        """Make a content resident that is likely to be opened; False: it is, or it is not to be.
+
+        It counts as less than one just opened by as many doublings as it is unlikely, and takes
+        the room of what counts less. Nothing is expected while memory is scarce.
+        """
+        assert inode.content is not None, "it is sealed"
+        assert inode.parent is not None, "it has a name"
+        if self._is_scarce or self.find(inode.content) is not None:
+            return False
+        weights = self._placement.weights
+        facts, _ = self._placement.facts(inode.content, {inode.parent: (inode.id, name)})
+        used_at = self.clock() + math.log2(likelihood) * weights.half_life_s
+        worth = score(facts, weights) + used_at / weights.half_life_s
+        image = await self.get(inode.content, is_wanted=True, worth=worth)
+        if image is None:
+            return False
+        self.note_place(image, inode, name)
+        image.facts, image.used_at = facts, used_at
+        self._rank(image)
+        return True
+
+    def _fits(self, size: int, worth: float) -> bool:
+        if worth < math.inf:  # in vain nothing is to be dropped
+            lesser = sum(image.size for image in self._images.values() if image.priority < worth)
+            if self._staging.used_bytes - lesser + size > self._staging.budget_bytes:
+                return False
+        return self._staging.used_bytes + size <= self._staging.budget_bytes or self.make_room(
+            size, worth
+        )
 
     def _is_too_large(self, size: int) -> bool:
         return size > _LARGEST_SHARE * self._staging.budget_bytes
@@ -405,9 +440,9 @@ class Images:
                     self._drop(image)
             await turns.give()
 
-    def _has_place(self) -> bool:
+    def _has_place(self, worth: float = math.inf) -> bool:
         """Whether there may be one image more. Before it is made: nobody uses a new one yet."""
-        if len(self._images) >= _IMAGES_MAX:
+        if len(self._images) >= _IMAGES_MAX and worth == math.inf:
             self._thin_out()
         return len(self._images) < _IMAGES_MAX
 
@@ -428,11 +463,14 @@ class Images:
             file.image = None
         return True
 
-    def make_room(self, wanted: int) -> bool:
-        """Drop images that nobody has open until *wanted* bytes fit; False if they cannot."""
+    def make_room(self, wanted: int, worth: float = math.inf) -> bool:
+        """Drop images that nobody has open until *wanted* bytes fit; False if they cannot.
+
+        :param worth: a priority; no image of a higher one is dropped
+        """
         left = self._staging.budget_bytes - wanted
         kept = []
-        while self._staging.used_bytes > left and self._order:
+        while self._staging.used_bytes > left and self._order and self._order[0][0] < worth:
             entry = heapq.heappop(self._order)
             priority, _, image = entry
             if self._images.get(image.digest) is not image or image.priority != priority:

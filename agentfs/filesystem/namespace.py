@@ -115,6 +115,14 @@ class Namespace:
             return None
         return self._table.current(inode)
 
+    def name_in(self, directory: int, inode: int) -> bytes | None:
+        """A name that a directory has for an inode; reads its names up to there."""
+        live = self._table.live(inode)
+        is_known = live is not None and live.name[0] == directory
+        if live is not None and is_known and self._dentries.means(*live.name, inode):
+            return live.name[1]
+        return self._dentries.name_in(directory, inode)
+
     def walk(self, path: bytes) -> list[Inode]:
         """The inodes that a path below the root leads through; no link is followed.
 

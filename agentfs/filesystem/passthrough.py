@@ -117,6 +117,7 @@ class PassthroughFiles(Files):
         :raises StaleNode: the name has moved to another nodeid
         """
         file = self._table.enliven(inode)
+        self.on_use(file)
         if not flags & (os.O_ACCMODE | os.O_NOATIME):
             self._record_atime(file.inode)  # we are not told of the reads
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
@@ -360,6 +361,9 @@ class PassthroughFiles(Files):
             self.images.note_place(image, inode, name)
         return image is not None
 
+    async def bring(self, inode: Inode, name: bytes, likelihood: float) -> bool:
+        return await self.images.expect(inode, name, likelihood)
+
     def _note_use(self, file: LiveFile) -> None:
         super()._note_use(file)
         if file.image is not None:
@@ -434,6 +438,7 @@ class PassthroughFiles(Files):
         """The last descriptor of an inode has gone that the relay knows of."""
         file = self._table.live_at(nodeid)
         if file is not None:
+            self.on_use(file)  # it may have been opened without us
             self._note_use(file)
         if file is not None and not file.handles:
             self.unstage_if_sealed(file)

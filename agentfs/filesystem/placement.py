@@ -84,10 +84,16 @@ class Placement:
                 self._note(file.inode.parent, time.time_ns())
             await turns.give()
 
-    def _note(self, directory: int, used_ns: int) -> None:
+    def _note(self, directory: int, used_ns: int) -> bytes | None:
         known = self._known(directory)
-        if known is not None and known.agent is not None:
-            self._used_ns[known.agent] = max(used_ns, self._used_ns.get(known.agent, 0))
+        if known is None or known.agent is None:
+            return None
+        self._used_ns[known.agent] = max(used_ns, self._used_ns.get(known.agent, 0))
+        return known.agent
+
+    def note_use(self, directory: int) -> bytes | None:
+        """A program begins to use a file in a directory: the agent that is at work."""
+        return self._note(directory, time.time_ns())
 
     def forget(self) -> None:
         """Attributes have changed: look everything up anew."""

@@ -35,6 +35,7 @@ from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.placement import Placement
+from agentfs.filesystem.prefetch import Prefetcher
 from agentfs.filesystem.ranges import holes_in
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import Totals
@@ -150,6 +151,15 @@ class Volume:
         self.placement = Placement(self.index, self.table, self.describer, profile.tiers)
         self.files = (
             Files(*parts) if relay is None else PassthroughFiles(*parts, relay, self.placement)
+        )
+        is_relayed = relay is not None
+        self.prefetcher = Prefetcher(
+            self.table,
+            self.namespace,
+            self.placement,
+            self.files,
+            room_bytes=profile.hot.budget_bytes if is_relayed else profile.store.cache_bytes,
+            unit_bytes=0 if is_relayed else profile.store.block_bytes,
         )
         self.agents = Agents(
             self.index,
@@ -287,6 +297,7 @@ class Volume:
             nursery.start_soon(self._keep_copies)
             nursery.start_soon(self.samples.run)
             nursery.start_soon(self._warm_pinned)
+            nursery.start_soon(self.prefetcher.run)
             nursery.start_soon(self._collector.compact_in_background)
             while True:
                 with trio.move_on_after(_TICK_S):
@@ -561,6 +572,9 @@ class Volume:
             "resident_budget_bytes": self.staging.budget_bytes,
             "cache_hits": cache["cache_hits"],
             "cache_misses": cache["cache_misses"],
+            "prefetched_files": self.prefetcher.fetched,
+            "prefetch_used": self.prefetcher.used,
+            "prefetch_wasted": self.prefetcher.wasted,
             "compaction": self._collector.state.state,
             "compaction_done_bytes": self._collector.state.done_bytes,
             "compaction_total_bytes": self._collector.state.total_bytes,

@@ -1,0 +1,96 @@
+"""What an agent is about to open: what it opened the last few times it was taken up.
+
+An agent is *taken up* when it uses a file after a minute of none: mostly its prompt or its
+conversation, which the rest of them follows. What it uses in the next half minute is a habit
+in the making. How likely a file is to be wanted is the share of those times in which it was,
+the last one weighing as much as all before it together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+PAUSE_S = 60.0
+"""Without use, after which an agent is taken up anew. Turns of one session are closer."""
+
+WINDOW_S = 30.0
+"""After it was taken up: what an agent uses then it wants at once, or with its first turn."""
+
+LIKELY = 0.25
+"""From which on a file is brought: it was wanted in one of the last two times."""
+
+AGENTS_MAX = 1024
+FILES_MAX = 32
+"""Of an agent. A habit takes 200 bytes: 8 MB in all, of agents that use as many files."""
+
+_FADED = LIKELY / 4
+"""Below which a habit is dropped."""
+
+Place = tuple[int, bytes]
+"""(directory, name): a file that is written anew and renamed keeps its place."""
+
+
+class _Habits:
+    """Of one agent."""
+
+    __slots__ = ("likelihoods", "new", "taken_up_at", "times", "used_at")
+
+    def __init__(self) -> None:
+        self.times = 0
+        """It has been taken up, and its habits learned from."""
+        self.likelihoods: dict[Place, float] = {}
+        self.new: dict[int, Place] = {}
+        """By inode, what it has used since it was taken up, in that order."""
+        self.taken_up_at = 0.0
+        self.used_at = -PAUSE_S
+
+    def learn(self) -> None:
+        """Let what was used the last time count as much as all before."""
+        places = dict.fromkeys(self.new.values())
+        self.new = {}
+        if not places:
+            return
+        share = 0.5 if self.times else 1.0
+        self.times += 1
+        old = {place: value * (1 - share) for place, value in self.likelihoods.items()}
+        learned = {place: old.pop(place, 0.0) + share for place in places}
+        faded = {place: value for place, value in old.items() if value >= _FADED}
+        room = max(FILES_MAX - len(learned), 0)
+        self.likelihoods = learned | dict(list(faded.items())[:room])
+
+
+class Habits:
+    """Of all agents; the 1024 that were taken up last are remembered. Seconds are the caller's."""
+
+    def __init__(self) -> None:
+        self._agents: dict[bytes, _Habits] = {}
+
+    def use(self, agent: bytes, now_s: float) -> bool:
+        """Note that an agent uses a file; True: it is thereby taken up."""
+        habits = self._agents.get(agent)
+        if habits is not None and now_s - habits.used_at < PAUSE_S:
+            habits.used_at = now_s
+            return False
+        habits = self._agents.pop(agent, None) or _Habits()
+        self._agents[agent] = habits  # the latest comes last
+        if len(self._agents) > AGENTS_MAX:
+            del self._agents[next(iter(self._agents))]
+        habits.learn()
+        habits.used_at = habits.taken_up_at = now_s
+        return True
+
+    def is_to_learn(self, agent: bytes, inode: int, now_s: float) -> bool:
+        """Whether an inode that an agent uses now is to be noted, and is not yet."""
+        habits = self._agents[agent]
+        is_early = now_s - habits.taken_up_at < WINDOW_S
+        return is_early and inode not in habits.new and len(habits.new) < FILES_MAX
+
+    def learn(self, agent: bytes, inode: int, place: Place) -> None:
+        """Note what it uses, and where that lies."""
+        self._agents[agent].new[inode] = place
+
+    def expected(self, agent: bytes) -> Iterator[tuple[Place, float]]:
+        """What it is likely to want when it is taken up, and how likely, in the order of use."""
+        for place, likelihood in self._agents[agent].likelihoods.items():
+            if likelihood >= LIKELY:
+                yield place, likelihood
