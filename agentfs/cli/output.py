@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentfs.units import duration, size
@@ -94,6 +94,13 @@ def bar(share: float) -> str:
 def count(number: int, plural: str) -> str:
     """Return "1 file" or "2 files", with thousands marked."""
     return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
+
+
+def prefetch(figures: Mapping[str, Any]) -> str:
+    """What became of files that were brought before they were asked for."""
+    brought = f"{count(figures['prefetched'], 'files')} brought"
+    rate = figures["prefetch_hit_rate"]
+    return brought if rate is None else f"{brought}, {rate:.0%} of them used soon after"
 
 
 @contextlib.contextmanager

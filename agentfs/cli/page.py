@@ -180,6 +180,8 @@ def _hit_rates(figures: dict[str, Any]) -> str:
     )
     counts = [(one["cache_hits"], one["cache_hits"] + one["cache_misses"]) for one in samples]
     rates = [found / reads if reads else None for found, reads in counts]
+    if figures["prefetched"]:
+        text += f"<p>Prefetch: {escape(output.prefetch(figures))}.</p>"
     series = [Part("hit rate of the block cache, since the daemon began", "c1", values=rates)]
     return text + charts.lines(_times(samples), series, is_share=True) + charts.legend(series)
 

@@ -25,6 +25,7 @@ EMPTY: dict[str, Any] = {
     **dict.fromkeys(("chunks", "blocks", "segments"), 0),
     **dict.fromkeys(("pid", "keeper_pid", "worker_pid"), None),
     **dict.fromkeys(("relay", "rss_bytes", "uptime_s", "cache_hits", "cache_misses"), None),
+    **dict.fromkeys(("prefetched", "prefetch_used", "prefetch_wasted", "prefetch_hit_rate"), None),
     **dict.fromkeys(("compaction", "compaction_done_bytes", "compaction_total_bytes"), None),
 }
 
@@ -134,6 +135,8 @@ def _details(figures: dict[str, Any]) -> list[str]:
     if hits + misses:
         daemon += f", cache hits {hits / (hits + misses):.0%} of {hits + misses:,}"
     lines.append(daemon)
+    if figures["prefetched"]:
+        lines.append(f"  prefetch {output.prefetch(figures)}")
     if figures["compaction"] not in (None, "idle"):
         done, total = figures["compaction_done_bytes"], figures["compaction_total_bytes"]
         of = f"{output.size(done)} of {output.size(total)}"

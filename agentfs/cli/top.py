@@ -93,6 +93,8 @@ def _activity(figures: dict[str, Any]) -> str:
     said = f"  staged {output.count(figures['staged_files'], 'files')}"
     if hits + misses:
         said += f", {hits / (hits + misses):.0%} of {hits + misses:,} block reads from the cache"
+    if figures["prefetched"]:
+        said += f", prefetch: {output.prefetch(figures)}"
     return f"{said}, {figures['mode']} mode, up {output.duration(figures['uptime_s'])}"
 
 

@@ -176,6 +176,8 @@ class Images:
         self._ranked = 0
         self._round: list[Image] = []
         """Images to be judged anew."""
+        self._placed: list[Image] = []
+        """Images opened through another directory than before: to be judged first."""
         self._next_round = 0.0
         self._is_scarce = False
         self.clock: Callable[[], float] = time.monotonic
@@ -256,6 +258,7 @@ class Images:
         assert inode.parent is not None, "it has a name"
         if self._is_scarce or self.find(inode.content) is not None:
             return False
+        await self._judge_some(self._placed)
         weights = self._placement.weights
         facts, _ = self._placement.facts(inode.content, {inode.parent: (inode.id, name)})
         used_at = self.clock() + math.log2(likelihood) * weights.half_life_s
@@ -370,7 +373,7 @@ class Images:
         """Note where a file lies that has the content."""
         if inode.parent is not None:
             if image.places.pop(inode.parent, None) is None:
-                self._round.append(image)  # to be judged soon; not now, when a program waits
+                self._placed.append(image)  # to be judged soon; not now, when a program waits
             image.places[inode.parent] = (inode.id, name)
             if len(image.places) > _PLACES_KEPT:
                 del image.places[next(iter(image.places))]
@@ -432,8 +435,12 @@ class Images:
             await self._placement.note_open_files()
             self._round = list(self._images.values())
         self._placement.note_uses()
+        await self._judge_some(self._placed)
+        await self._judge_some(self._round)
+
+    async def _judge_some(self, images: list[Image]) -> None:
         turns = Turns()
-        for image in [self._round.pop() for _ in range(min(len(self._round), _JUDGED))]:
+        for image in [images.pop() for _ in range(min(len(images), _JUDGED))]:
             if self._images.get(image.digest) is image:
                 self._judge(image)
                 if self.tier(image) in (("warm", "cold") if self._is_scarce else ("cold",)):

@@ -26,6 +26,9 @@ _FIGURES = (
     ("segments", "segments", "gauge", "Files of blocks."),
     ("cache_hits", "cache_hits_total", "counter", "Blocks read that were decompressed already."),
     ("cache_misses", "cache_misses_total", "counter", "Blocks read that were not."),
+    ("prefetched", "prefetched_total", "counter", "Files brought before they were asked for."),
+    ("prefetch_used", "prefetch_used_total", "counter", "Of these, files used soon after."),
+    ("prefetch_wasted", "prefetch_wasted_total", "counter", "Of these, files not used."),
     ("rss_bytes", "process_resident_bytes", "gauge", "Memory of the daemon's process."),
     ("uptime_s", "uptime_seconds", "gauge", "Since the daemon, or its last worker, began."),
 )

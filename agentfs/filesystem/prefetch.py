@@ -18,6 +18,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import trio
 
@@ -77,6 +78,16 @@ class Prefetcher:
         """Files brought; of these, used within five minutes, and not."""
         self.clock: Callable[[], float] = time.monotonic
         files.on_use = self.note
+
+    def figures(self) -> dict[str, Any]:
+        """For stats; what is neither used nor wasted may yet be either."""
+        known = self.used + self.wasted
+        return {
+            "prefetched": self.fetched,
+            "prefetch_used": self.used,
+            "prefetch_wasted": self.wasted,
+            "prefetch_hit_rate": round(self.used / known, 3) if known else None,
+        }
 
     def note(self, file: LiveFile) -> None:
         """A program begins to use a file. 0.5 us."""

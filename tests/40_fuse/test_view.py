@@ -77,7 +77,8 @@ def test_metrics_are_what_prometheus_reads(mounted: Any) -> None:
     assert info.labels["mountpoint"] == str(mounted.path)
     states = {s.labels["state"]: s.value for s in families["agentfs_agents"].samples}
     assert states == {"active": 1, "idle": 0, "paused": 0}
-    assert families["agentfs_cache_hits"].type == "counter"
+    for name in ("cache_hits", "prefetched", "prefetch_used", "prefetch_wasted"):
+        assert families[f"agentfs_{name}"].type == "counter"
     for family in families.values():
         assert family.documentation
         assert family.type in ("gauge", "counter")

@@ -40,6 +40,7 @@ STATS_KEYS = {
     *("files", "logical_bytes", "unique_bytes", "stored_bytes", "resident_bytes"),
     *("reduction", "dedup_ratio", "compression_ratio", "chunks", "blocks", "segments"),
     *("mode", "pid", "rss_bytes", "uptime_s", "cache_hits", "cache_misses"),
+    *("prefetched", "prefetch_used", "prefetch_wasted", "prefetch_hit_rate"),
     *("store", "mountpoint", "version"),
 }
 
