@@ -6,7 +6,7 @@ follows Zipf's law, in sessions of 12 turns on average, 40 s from one to the nex
 are at work at a time, the others idle. A turn reads the prompt, three tools of the role's eight
 a tenth of a second apart, and after half a second the conversation; two seconds later it appends.
 tmpfs has room for a tenth of what there is. Six hours of the day are played, and twice in them
-somebody reads all conversations, which nobody could foresee: one open in a hundred.
+somebody reads all conversations: 400 of 31,000 opens, which nobody could foresee.
 
 The files, the store, the staging and the images are the real ones, and so are the times: opening
 a file and reading all of it, as the daemon does that. What is simulated is the kernel, which

@@ -1,7 +1,9 @@
 """What a new agent of a template costs: `agentfs agent spawn`, and mapping all that it has.
 
-A template is a prompt, tools and a conversation, ten files. Milliseconds of the daemon, of the
-command, and of opening and mapping all files of the new agent and reading a byte of each.
+A template is a prompt, tools and a conversation, ten files. Milliseconds of the daemon, from the
+request to the answer; of CPU that all its threads took in that; of the command; and of opening and
+mapping all files of the new agent and reading a byte of each. On a machine that others use, the
+CPU says what it takes.
 
     python -m bench.spawn --work DIR
 """
@@ -49,12 +51,13 @@ def measure_one(target: Agentfs, chosen: argparse.Namespace) -> Results:
     target.sync()
     _map_all(template)
     chunks = target.stats()["chunks"]
-    daemon, command, mapped = [], [], []
+    daemon, cpu, command, mapped = [], [], [], []
     for number in range(WARM_UPS + chosen.rounds):
         words = ("agent", "spawn", f"agent-{number}", target.root, "--from", "template", "--json")
         start = perf_counter()
         answer = json.loads(run(*chosen.agentfs, *words))
         command.append((perf_counter() - start) * 1e3)
+        cpu.append(answer["daemon_cpu_s"] * 1e3)
         daemon.append(answer["daemon_s"] * 1e3)
         start = perf_counter()
         _map_all(Path(answer["directory"]))
@@ -63,6 +66,7 @@ def measure_one(target: Agentfs, chosen: argparse.Namespace) -> Results:
     return {
         "daemon_ms": statistics.median(daemon[WARM_UPS:]),
         "daemon_max_ms": max(daemon[WARM_UPS:]),
+        "daemon_cpu_ms": statistics.median(cpu[WARM_UPS:]),
         "command_ms": statistics.median(command[WARM_UPS:]),
         "map_ms": statistics.median(mapped[WARM_UPS:]),
         "chunks_added": target.stats()["chunks"] - chunks,
@@ -84,6 +88,7 @@ def show(results: Results) -> None:
     columns = {
         "daemon ms": ("daemon_ms", 2),
         "slowest": ("daemon_max_ms", 2),
+        "its CPU": ("daemon_cpu_ms", 2),
         "command ms": ("command_ms", 0),
         "map ms": ("map_ms", 2),
         "chunks added": ("chunks_added", 0),

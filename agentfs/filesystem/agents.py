@@ -93,7 +93,7 @@ class Agents:
 
     def directories(self, name: bytes) -> list[int]:
         """What is an agent's; empty: there is none of that name."""
-        return [directory for directory, one in self._index.agents.directories() if one == name]
+        return self._index.agents.directories_of(name)
 
     def set(self, directories: Iterable[int], what: str, value: str | None) -> None:
         """Keep the state or the importance of an agent in all its directories; None: no more.

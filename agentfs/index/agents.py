@@ -64,6 +64,21 @@ class Agents:
         )
         return [*(row for row in placed if row[0] not in marked), *marked.items()]
 
+    def directories_of(self, name: bytes) -> list[int]:
+        """Those of one agent. What lies in /agents is not read for it: 20 us."""
+        marked = self._execute(
+            "SELECT inode FROM xattr JOIN inode ON inode.id = xattr.inode"
+            f" WHERE {IS_AGENT} AND value = ? AND {_TYPE} = {_DIRECTORY} AND nlink > 0",
+            (name,),
+        )
+        placed = self._execute(
+            "SELECT inode FROM dentry JOIN inode ON inode.id = dentry.inode"
+            f" WHERE dentry.parent = ? AND dentry.name = ? AND {_TYPE} = {_DIRECTORY}",
+            (self.directory(), name),
+        )
+        unmarked = (row[0] for row in placed if self._xattrs.get(row[0], AGENT_ATTRIBUTE) is None)
+        return [*unmarked, *(row[0] for row in marked)]
+
     def rename(self, directories: Iterable[int], name: bytes, new: bytes) -> None:
         """Let those directories that are marked as one agent's be another's. In a transaction."""
         self._executemany(

@@ -171,6 +171,21 @@ async def test_a_plain_directory_becomes_an_agent_when_one_is_spawned_of_it(shel
         shell.describe("/template/prompt", "agent")
 
 
+async def test_an_agent_is_found_by_its_name_as_in_the_list_of_all(shell: Shell) -> None:
+    await two_agents(shell)
+    for path, name in (("/more", b"one"), ("/agents/other", b"one"), ("/gone", b"two")):
+        shell.mkdir(path)
+        shell.set_xattr(path, b"user.agentfs.agent", name)
+    shell.rmdir("/gone")
+    await shell.write("/agents/file", b"x")
+    listed = shell.volume.index.agents.directories()
+    for name in (b"one", b"two", b"other", b"file", b"nobody"):
+        expected = {directory for directory, one in listed if one == name}
+        found = shell.volume.agents.directories(name)
+        assert set(found) == expected, name
+        assert len(found) == len(expected)
+
+
 async def test_what_is_set_of_an_agent_is_set_of_all_its_directories(shell: Shell) -> None:
     await two_agents(shell)
     shell.mkdir("/more")
