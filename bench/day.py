@@ -511,8 +511,8 @@ def figures(day: Day) -> Results:
         "p99_ms": statistics.quantiles(ms, n=100)[98],
         "mean_ms": statistics.fmean(ms),
         "prefetched": day.volume.prefetcher.fetched,
-        "prefetch used": day.volume.prefetcher.used,
-        "prefetch wasted": day.volume.prefetcher.wasted,
+        "prefetch_used": day.volume.prefetcher.used,
+        "prefetch_wasted": day.volume.prefetcher.wasted,
         "used_mib": statistics.fmean(day.used) / 2**20,
     }
 
@@ -541,6 +541,8 @@ def show(results: Results) -> None:
         "p99 ms": ("p99_ms", 1),
         "mean ms": ("mean_ms", 2),
         "tmpfs MiB": ("used_mib", 1),
+        "prefetched": ("prefetched", 0),
+        "of these used": ("prefetch_used", 0),
     }
     figures_table(
         f"A day of {first['opens']:,} opens, {first['budget_mib']:.0f} of {first['whole_mib']:.0f}"
