@@ -98,9 +98,11 @@ def count(number: int, plural: str) -> str:
 
 def prefetch(figures: Mapping[str, Any]) -> str:
     """What became of files that were brought before they were asked for."""
-    brought = f"{count(figures['prefetched'], 'files')} brought"
-    rate = figures["prefetch_hit_rate"]
-    return brought if rate is None else f"{brought}, {rate:.0%} of them used soon after"
+    brought, rate = count(figures["prefetched"], "files"), figures["prefetch_hit_rate"]
+    if rate is None:
+        return f"{brought} brought"
+    used, wasted = figures["prefetch_used"], figures["prefetch_wasted"]
+    return f"{brought} brought, {used:,} used soon after, {wasted:,} not ({rate:.0%})"
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from agentfs.filesystem.files import Files
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.placement import Placement
+from agentfs.filesystem.turns import Turns
 from agentfs.model import Inode
 from agentfs.policy.prefetch import PAUSE_S, Habits, Place
 
@@ -109,12 +110,13 @@ class Prefetcher:
     async def work(self) -> None:
         """Look at what was used, and bring what that makes likely."""
         self._is_wanted = trio.Event()
-        taken_up = []
+        taken_up, turns = [], Turns()
         while self._uses:
             agent = self._learn(*self._uses.popleft())
             if agent is not None:
                 taken_up.append(agent)
-        self._give_up_hope()
+            await turns.give()
+        self._count_wasted()
         for agent in taken_up:
             await self._bring_all(agent)
 
@@ -132,7 +134,7 @@ class Prefetcher:
                 self._habits.learn(agent, inode, (directory, name))
         return agent if is_taken_up else None
 
-    def _give_up_hope(self) -> None:
+    def _count_wasted(self) -> None:
         until_s = self.clock() - _WANTED_WITHIN_S
         while self._expected:
             inode = next(iter(self._expected))

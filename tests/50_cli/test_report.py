@@ -26,7 +26,7 @@ FIGURES: dict[str, Any] = {
     **{"segment_bytes": 200_000, "garbage_bytes": 1000, "dedup_ratio": 3.0},
     **{"compression_ratio": 5.2, "resident_bytes": 1 << 20, "resident_budget_bytes": 1 << 30},
     **{"cache_hits": 90, "cache_misses": 10, "agents": [], "holdings": [], "samples": []},
-    **{"prefetched": 4, "prefetch_hit_rate": 0.75},
+    **{"prefetched": 5, "prefetch_used": 3, "prefetch_wasted": 1, "prefetch_hit_rate": 0.75},
 }
 
 
@@ -132,7 +132,7 @@ def test_figures_are_those_of_the_daemon() -> None:
         "of 1.00 GiB",
         "3.0x by dedup",
         "90.0%",
-        "4 files brought, 75% of them used soon after",
+        "5 files brought, 3 used soon after, 1 not (75%)",
     ):
         assert part in shown
 
