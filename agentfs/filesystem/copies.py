@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 KEPT = 2
 """Copies; a second one for when the first is damaged as well."""
 
-_LEVEL = 9
-"""Of zstd: a tenth smaller than at level 3, and the rows take longer to gather than to compress."""
+_LEVEL = 15
+"""Of zstd: 147 kB of 820; level 9 151, level 19 145, for as long as it takes to gather the rows."""
 
 _CACHE_BYTES = 1 << 20
 _NEVER_FULL = 1 << 40
-_FORMAT = 1
+_FORMAT = 2
+_FORMATS = (1, _FORMAT)
+"""That are read."""
 
 
 def write(store: Path, index: Index) -> int:
@@ -113,5 +115,6 @@ def _checked(segments: Store, number: int) -> list[tuple[int, int]] | None:
     except (CorruptBlock, NewerFormat, FileNotFoundError, ValueError) as error:
         log.error("copy %d of the namespace does not hold: %s", number, error)
         return None
-    holds = said == {"format": _FORMAT, "batches": len(batches), "blake3": hasher.hexdigest()}
-    return batches if holds else None
+    is_known = said.get("format") in _FORMATS
+    holds = said.get("batches") == len(batches) and said.get("blake3") == hasher.hexdigest()
+    return batches if is_known and holds else None

@@ -28,8 +28,8 @@ from agentfs.index import (
     damaged_pages,
 )
 from agentfs.index.audit import findings, paths_of, segment_findings
-from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, UNKNOWN_CONTENT_DIGEST, chunk_ids
-from agentfs.index.dump import is_partial
+from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, chunk_ids
+from agentfs.index.dump import known_part
 from agentfs.model import StoredBlock
 
 Progress = Callable[[str, int, int], None]
@@ -265,11 +265,10 @@ class Checker:
             except (CorruptBlock, ChunkLost, LookupError, OSError, ValueError):
                 report.contents.add(content)
                 continue
-            is_unknown = digest == UNKNOWN_CONTENT_DIGEST
-            if is_unknown or (is_partial(digest) and found.startswith(digest[:8])):
-                report.content_digests[content] = found
-            elif found != digest:
+            if not found.startswith(known_part(digest)):
                 report.contents.add(content)
+            elif found != digest:
+                report.content_digests[content] = found
             report.contents_checked += 1
 
     def _digest(self, recipe: Recipe) -> bytes:

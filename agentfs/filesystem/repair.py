@@ -79,7 +79,7 @@ def repair(store: Path, progress: Progress) -> Repaired:
 def _readable_index(store: Path, result: Repaired) -> Index:
     """The store's index, rebuilt if a page of it is damaged."""
     try:
-        if not damaged_pages(store / INDEX_NAME):
+        if (store / INDEX_NAME).exists() and not damaged_pages(store / INDEX_NAME):
             index = Index(store)
             try:
                 if not index.inconsistencies():

@@ -1,10 +1,11 @@
 """The rows of an index as bytes that compress well: docs/FORMAT.md, "Copies of the namespace".
 
-What can be counted or computed anew is left out: reference counts, live bytes, lists of chunks, and
-digests, which do not compress and would be more than half of it; of a content's the first 8 bytes
-are kept. Loans are left out as well: one that has ended since would have a file give up content
-that was fsynced. Rows are written in batches, a column at a time; a column of numbers as
-differences to what is likely, as narrow as they fit.
+What can be counted or computed anew is left out: reference counts, live bytes, lists of chunks,
+lengths that those of chunks add up to, and digests, which do not compress and would be more than
+half of it; of a content's the first 4 bytes are kept. Loans are left out as well: one that has
+ended since would have a file give up content that was fsynced. Rows are written in batches, a
+column at a time; a column of numbers as differences to what is likely, as narrow as they fit. What
+others are measured by comes first: chunks before contents before inodes.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from operator import sub
 from typing import Any
 
 from agentfs.index.connection import IndexConnection
-from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST
+from agentfs.index.contents import FIRST_CHUNK_ID, UNKNOWN_CHUNK_DIGEST, recipe_parts
 
-_REST_UNKNOWN = bytes(24)
+_DIGEST_BYTES = 32
+_KEPT_BYTES = 8
+"""Of a content's digest in a copy of format 1, which has more of it than one of format 2."""
 
 
-def is_partial(digest: bytes) -> bool:
-    """Whether it is that of a restored row whose bytes have not been read since."""
-    return digest.endswith(_REST_UNKNOWN)
+def known_part(digest: bytes) -> bytes:
+    """What a content's bytes are to be compared with: of a restored row, its first bytes."""
+    rest = digest[_KEPT_BYTES:]
+    return digest if any(rest) else digest[:_KEPT_BYTES].rstrip(b"\0")
 
 
 _ROWS = 4096
@@ -34,6 +38,7 @@ _ROWS = 4096
 _BATCH_BYTES = 1 << 20
 """Of blobs, from which on a batch ends; a row has 64 KiB of them at most, but for a recipe."""
 
+_SECOND_NS = 1_000_000_000
 _NULL = -1
 _WIDTHS = "bhiq"
 _COLUMN = struct.Struct("<cI")
@@ -45,27 +50,59 @@ def batches(index: IndexConnection) -> Iterator[bytes]:
     """All rows of an index."""
     settings = dict(index.execute("SELECT name, value FROM setting").fetchall())
     yield bytes([_SETTINGS]) + json.dumps(settings).encode()
-    for number, table in enumerate(_TABLES):
+    for number in _WRITTEN:
+        table = _TABLES[number]
         for rows in _slices(index.execute(table.query), table.blobs):
             columns: list[Any] = list(zip(*rows, strict=True))
             encoded = b"".join(_sized(encode(columns)) for encode, _ in table.codecs)
             yield struct.pack("<BI", number, len(rows)) + encoded
 
 
-def read(batch: bytes) -> tuple[str, list[Row]]:
-    """(table, its rows with all their columns) of a batch; counts are 0, lists of chunks empty.
+class Reader:
+    """Reads the batches of one copy, in their order."""
 
-    :raises ValueError: it is none
-    """
-    if batch[0] == _SETTINGS:
-        return "setting", list(json.loads(batch[1:]).items())
-    table = _TABLES[batch[0]]
-    (count,) = struct.unpack_from("<I", batch, 1)
-    pieces = _pieces(memoryview(batch)[5:])
-    columns: list[Any] = []
-    for _, decode in table.codecs:
-        columns.append(decode(next(pieces, memoryview(b"")), count, columns))
-    return table.name, [table.complete(row) for row in zip(*columns, strict=True)]
+    def __init__(self) -> None:
+        self._lengths: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+
+    def read(self, batch: bytes) -> tuple[str, list[Row]]:
+        """(table, its rows with all their columns) of a batch; counts are 0, lists of chunks empty.
+
+        :raises ValueError: it is none
+        """
+        if batch[0] == _SETTINGS:
+            return "setting", list(json.loads(batch[1:]).items())
+        table = _TABLES[batch[0]]
+        (count,) = struct.unpack_from("<I", batch, 1)
+        pieces = _pieces(memoryview(batch)[5:])
+        columns: list[Any] = []
+        for _, decode in table.codecs:
+            columns.append(decode(next(pieces, memoryview(b"")), count, columns))
+        rows = [table.complete(row) for row in zip(*columns, strict=True)]
+        if batch[0] == _CONTENTS:
+            rows = [self._with_lengths(row) for row in rows]
+        elif batch[0] == _INODES:
+            rows = [self._with_size(row) for row in rows]
+        elif batch[0] == _CHUNKS:
+            self._lengths.update((row[0], row[4]) for row in rows)
+        return table.name, rows
+
+    def _with_lengths(self, row: Row) -> Row:
+        numbers = array("I", row[3])
+        numbers[1::2] = array(
+            "I",
+            (
+                length if chunk < FIRST_CHUNK_ID else self._lengths.get(chunk, length)
+                for chunk, length in zip(numbers[0::2], numbers[1::2], strict=True)
+            ),
+        )
+        recipe = numbers.tobytes()
+        size = self._sizes[row[0]] = sum(length for _, length in recipe_parts(recipe))
+        return (*row[:2], size, recipe, *row[4:])
+
+    def _with_size(self, row: Row) -> Row:
+        size = row[5] + self._sizes.get(row[9], 0)
+        return (*row[:5], size, *row[6:])
 
 
 def _slices(rows: Iterable[Row], blobs: Sequence[int]) -> Iterator[list[Row]]:
@@ -155,15 +192,16 @@ def _later(codec: tuple[Encode, Decode]) -> tuple[Encode, Decode]:
     return encode, decode_if_there
 
 
-def _beside(column: int, other: int) -> tuple[Encode, Decode]:
-    """Numbers as differences to those of another column that stands before it."""
+def _beside(column: int, other: int, unit: int = 1) -> tuple[Encode, Decode]:
+    """Numbers as differences to those of another column that stands before it, in whole units."""
 
     def encode(columns: list[Any]) -> bytes:
-        return _pack(list(map(sub, columns[column], columns[other])))
+        pairs = zip(columns[column], columns[other], strict=True)
+        return _pack([(value - base) // unit for value, base in pairs])
 
     def decode(data: memoryview, count: int, before: list[Any]) -> list[Any]:
         pairs = zip(_unpack(data), before[other], strict=True)
-        return [_wrapped(difference + base) for difference, base in pairs]
+        return [_wrapped(difference * unit + base) for difference, base in pairs]
 
     return encode, decode
 
@@ -213,12 +251,18 @@ def _blobs(column: int) -> tuple[Encode, Decode]:
     return encode, decode
 
 
-def _recipes(column: int) -> tuple[Encode, Decode]:
-    """How many parts each has; the ids of all parts, as differences; their lengths."""
+def _recipes(column: int, *, are_chunks_measured: bool = False) -> tuple[Encode, Decode]:
+    """How many parts each has; the ids of all parts, as differences; their lengths.
+
+    :param are_chunks_measured: by their own rows, and need no length here: 0
+    """
 
     def encode(columns: list[Any]) -> bytes:
         numbers = array("I", b"".join(columns[column]))
         ids, lengths = numbers[0::2].tolist(), numbers[1::2].tolist()
+        if are_chunks_measured:
+            pairs = zip(ids, lengths, strict=True)
+            lengths = [0 if number >= FIRST_CHUNK_ID else length for number, length in pairs]
         counts = _pack([len(recipe) // 8 for recipe in columns[column]])
         steps = _pack([ids[0], *map(sub, ids[1:], ids)])
         return b"".join(map(_sized, (counts, steps, _pack(lengths))))
@@ -233,6 +277,10 @@ def _recipes(column: int) -> tuple[Encode, Decode]:
         return [encoded[8 * ends[i] : 8 * ends[i + 1]] for i in range(count)]
 
     return encode, decode
+
+
+def _padded(digest: bytes) -> bytes:
+    return digest.ljust(_DIGEST_BYTES, b"\0")
 
 
 class _Table:
@@ -256,10 +304,9 @@ class _Table:
 _SETTINGS = 255
 
 _TABLES = (
-    _Table(
+    _Table(  # 0: inodes of format 1
         "inode",
-        "SELECT mtime, id, mode, uid, gid, nlink, size, atime, ctime, content, holes, rdev, target,"
-        " parent FROM inode ORDER BY id",
+        "",
         (
             *(_steps(column) for column in range(6)),
             _numbers(6),
@@ -270,7 +317,6 @@ _TABLES = (
             _nullable(_steps(13)),
         ),
         lambda row: (*row[1:8], row[0], *row[8:]),
-        blobs=(12,),
     ),
     _Table(
         "dentry",
@@ -284,9 +330,9 @@ _TABLES = (
         (_steps(0), _blobs(1), _blobs(2)),
         blobs=(1, 2),
     ),
-    _Table(
+    _Table(  # 3: contents of format 1
         "content",
-        "SELECT id, substr(digest, 1, 8), size, recipe, kind, domain FROM content ORDER BY id",
+        "",
         (
             _steps(0),
             _blobs(1),
@@ -295,8 +341,7 @@ _TABLES = (
             _later(_nullable(_steps(4))),
             _later(_nullable(_steps(5))),
         ),
-        lambda row: (row[0], row[1] + _REST_UNKNOWN, row[2], row[3], 0, row[4], row[5]),
-        blobs=(1, 3),
+        lambda row: (row[0], _padded(row[1]), row[2], row[3], 0, row[4], row[5]),
     ),
     _Table(
         "chunk",
@@ -324,5 +369,38 @@ _TABLES = (
         lambda row: (row[0], row[1], row[4], row[2], row[3], 0, b"", row[5]),
     ),
     _Table("damaged", "SELECT block FROM damaged ORDER BY block", (_steps(0),)),
+    _Table(  # 7: sizes are those of contents, or beside them
+        "inode",
+        "SELECT mtime, inode.id, mode, uid, gid, nlink, inode.size - ifnull(content.size, 0),"
+        " atime, ctime, content, holes, rdev, target, parent"
+        " FROM inode LEFT JOIN content ON content.id = inode.content ORDER BY inode.id",
+        (
+            *(_steps(column) for column in range(6)),
+            _numbers(6),
+            _beside(7, 0, _SECOND_NS),
+            _beside(8, 0),
+            *(_nullable(_steps(column)) for column in (9, 10, 11)),
+            _blobs(12),
+            _nullable(_steps(13)),
+        ),
+        lambda row: (*row[1:8], row[0], *row[8:]),
+        blobs=(12,),
+    ),
+    _Table(  # 8: lengths are those of chunks, sizes their sums
+        "content",
+        "SELECT id, substr(digest, 1, 4), recipe, kind, domain FROM content ORDER BY id",
+        (
+            _steps(0),
+            _blobs(1),
+            _recipes(2, are_chunks_measured=True),
+            _nullable(_steps(3)),
+            _nullable(_steps(4)),
+        ),
+        lambda row: (row[0], _padded(row[1]), 0, row[2], 0, row[3], row[4]),
+        blobs=(1, 2),
+    ),
 )
 """A batch names its table by its place here."""
+
+_CHUNKS, _INODES, _CONTENTS = 4, 7, 8
+_WRITTEN = (_CHUNKS, _CONTENTS, _INODES, 1, 2, 5, 6)

@@ -110,8 +110,9 @@ def _fill(
 ) -> Salvaged:
     result = Salvaged()
     copied: dict[str, list[Row]] = {}
+    reader = dump.Reader()
     for batch in copy:
-        table, rows = dump.read(batch)
+        table, rows = reader.read(batch)
         copied.setdefault(table, []).extend(rows)
     with fresh.transaction:
         for table in _KEYS:

@@ -21,6 +21,9 @@ from fakes.damage import blocks, damage_block, flip, is_lost, place_of, segment_
 from fakes.recount import miscounts
 from fakes.volumes import KIB, MIB, Machine, Shell, profile
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
+"""A store of 0.1.0, and a copy of its namespace as 0.1.0 made them later."""
+
 FLIPS = 300
 """In segments and index, each in a store of its own."""
 
@@ -230,6 +233,17 @@ async def test_an_index_that_is_gone_altogether_is_made_of_the_copy(machine: Mac
     await shell.write("/copy", files["/large"])
     await shell.sync()
     assert shell.segment_bytes() == before, "digests are known again"
+
+
+async def test_a_copy_of_the_first_format_is_read(machine: Machine) -> None:
+    shutil.copytree(GOLDEN / "store", machine.store, dirs_exist_ok=True)
+    shutil.copytree(GOLDEN / "namespace", machine.store / "namespace")
+    (machine.store / "index.db").unlink()
+    repaired(machine)
+    assert checked(machine).is_clean
+    text = b"".join(b"%d the agent read a file and wrote another\n" % n for n in range(1500))
+    files = {"/d/text": text, "/d/head": text[:30000], "/copy": text, "/small": b"small"}
+    assert await lost_files(machine, files) == set()
 
 
 async def test_without_index_and_copy_nothing_is_changed(machine: Machine) -> None:
