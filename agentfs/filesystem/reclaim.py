@@ -179,6 +179,7 @@ class Collector:
         async with self.alone():
             result = await self._compact(_FULL_PACE, _CORES, progress)
             self._index.vacuum()
+            await self._pack_index()
         if result.segments:
             await self._on_removed()
         return result
@@ -206,7 +207,7 @@ class Collector:
                 continue
             work: Callable[[], Awaitable[Reclaimed]] | None = None
             if is_due(young, garbage, rested_s):
-                work = partial(self._compact, pace, threads, _nobody_looks)
+                work = partial(self._compact_all, pace, threads)
             elif is_too_much(garbage, stored, self._garbage_share):
                 work = partial(self._collect, pace, threads, _nobody_looks, gives_way=True)
             elif young >= WORTH_BYTES and trio.current_time() >= next_look:
@@ -224,6 +225,16 @@ class Collector:
                     await self._on_removed()
             elif rested_s >= REST_S:
                 settled = changes
+
+    async def _compact_all(self, pace: int, threads: int) -> Reclaimed:
+        result = await self._compact(pace, threads, _nobody_looks)
+        if self._index.is_worth_packing:
+            await self._pack_index()
+        return result
+
+    async def _pack_index(self) -> None:
+        for _ in self._index.pack():
+            await trio.sleep(_PACE_S if self._is_busy() else 0)
 
     async def _compact_cold(self, pace: int, threads: int) -> None:
         """Pack what no agent uses any more of a store that does not rest."""

@@ -427,7 +427,8 @@ class Volume:
                     self.index.checkpoint()
                     checkpoints = self.index.checkpoints
                     self.staging.room.require(self.index.bytes_on_disk())
-                    command = ["cp", "--reflink=auto", f"{self.index.path}", f"{directory}"]
+                    files = [file for file in self.index.files if file.exists()]
+                    command = ["cp", "--reflink=auto", *map(str, files), f"{directory}"]
                     await trio.to_thread.run_sync(subprocess.check_call, command)
                     if checkpoints == self.index.checkpoints:
                         break

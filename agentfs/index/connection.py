@@ -24,7 +24,7 @@ from types import TracebackType
 from sqlite_utils import Database
 
 from agentfs.errors import StoreDamaged, StoreNewer, StoreUnusable
-from agentfs.index import _pages, schema
+from agentfs.index import _pages, packing, schema
 
 INDEX_NAME = "index.db"
 
@@ -99,7 +99,7 @@ def damaged_pages(path: Path) -> list[int]:
     with open(path, "rb") as file:
         first = 1
         while data := file.read(_SCAN_BYTES):
-            found += _pages.damaged(data, first)
+            found += _pages.damaged(data, first, packing.packed_path(path))
             first += _SCAN_BYTES // _pages.PAGE_BYTES
     return found
 
@@ -168,6 +168,8 @@ class IndexConnection:
         :raises StoreUnusable: *read_only* and there is none
         """
         self.path = store / INDEX_NAME
+        self.files = (self.path, packing.packed_path(self.path))
+        """The database, and its packed pages if there are any; without its WAL."""
         self.read_only = read_only
         if read_only and not self.path.exists():
             raise StoreUnusable(f"{store} is not an agentfs store: it has no {INDEX_NAME}")
@@ -264,8 +266,9 @@ class IndexConnection:
         path, mode = self.path, self._mode_to_look()
         if mode == "ro":
             self._copy = TemporaryDirectory(prefix="agentfs-")
-            for name in (INDEX_NAME, f"{INDEX_NAME}-wal"):
-                shutil.copyfile(self.path.with_name(name), Path(self._copy.name, name))
+            for file in (*self.files, self.path.with_name(f"{INDEX_NAME}-wal")):
+                if file.exists():
+                    shutil.copyfile(file, Path(self._copy.name, file.name))
             path = Path(self._copy.name, INDEX_NAME)
         connection = self._connect(path, mode)
         with self._blamed(connection):
@@ -322,6 +325,7 @@ class IndexConnection:
         (application,) = database.execute("PRAGMA application_id").fetchone()
         if application != schema.APPLICATION_ID:
             raise StoreDamaged(f"{self.path} is a database, but not one of agentfs'")
+        packing.refuse_anothers(connection, self.path)
         known = {row.name for row in schema.migrations.pending(Database(memory=True))}
         applied = {row.name for row in schema.migrations.applied(database)}
         if applied - known:
@@ -384,17 +388,33 @@ class IndexConnection:
                 raise disk_error(error) or error from error
         self.checkpoint()
 
+    def pack(self) -> Iterator[None]:
+        """Keep all pages compressed; others may use the index at each step.
+
+        :raises OSError: there is no room, or the disk failed; nothing is lost
+        """
+        try:
+            yield from packing.pack(self)
+        except sqlite3.OperationalError as error:
+            raise disk_error(error) or error from error
+
+    @property
+    def is_worth_packing(self) -> bool:
+        """Whether enough has been written since it was packed."""
+        return packing.is_worth_packing(self)
+
     def inconsistencies(self) -> list[str]:
         """What SQLite itself finds wrong: entries that an index lacks, pages that are lost."""
         rows = self.execute("PRAGMA integrity_check(20)").fetchall()
         return [text for (text,) in rows if text != "ok"]
 
     def bytes_on_disk(self) -> int:
-        """Bytes of the database and its WAL."""
+        """Bytes of the database, its packed pages and its WAL."""
         total = 0
-        for name in (str(self.path), f"{self.path}-wal"):
+        for name in (*self.files, f"{self.path}-wal"):
             if os.path.exists(name):
-                total += os.stat(name).st_size
+                found = os.stat(name)
+                total += min(found.st_size, found.st_blocks * 512)  # it has holes
         return total
 
     def close(self) -> None:

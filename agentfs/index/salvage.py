@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agentfs.errors import StoreDamaged
-from agentfs.index import dump
+from agentfs.index import dump, packing
+from agentfs.index._pages import PACKED_SUFFIX
 from agentfs.index.connection import INDEX_NAME, IndexConnection, connect
 from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, UNKNOWN_CONTENT_DIGEST
 from agentfs.index.runs import list_chunks
@@ -78,7 +79,7 @@ def rebuild(store: Path, copy: Iterable[bytes]) -> Salvaged:
             f"{old_path} cannot be read and no copy of the namespace holds; "
             "restore the store from a backup"
         )
-    for suffix in ("-wal", ""):  # the log first: it must never meet the new index
+    for suffix in ("-wal", "", PACKED_SUFFIX):  # the log first: it must never meet the new index
         if os.path.exists(f"{old_path}{suffix}"):
             os.replace(f"{old_path}{suffix}", f"{old_path}.damaged{suffix}")
     Path(f"{old_path}-shm").unlink(missing_ok=True)
@@ -99,10 +100,16 @@ def _opened(path: Path) -> sqlite3.Connection | None:
         return None
     try:
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        return connection
+        is_its_own = packing.belong_together(connection)
     except sqlite3.DatabaseError:
         connection.close()
         return None
+    packed = packing.packed_path(path)
+    if is_its_own or not packed.exists():
+        return connection
+    connection.close()  # it would take the pages of another index for its own
+    os.replace(packed, f"{path}.damaged{PACKED_SUFFIX}")
+    return _opened(path)
 
 
 def _fill(
@@ -132,6 +139,7 @@ def _fill(
         fresh.execute(
             "INSERT OR IGNORE INTO setting VALUES ('store_id', lower(hex(randomblob(16))))"
         )
+        fresh.execute("DELETE FROM setting WHERE name = ?", (packing.SETTING,))
         if add_secret(fresh.execute):
             _forget_keyed_digests(fresh)
         fresh.execute("UPDATE chunk SET digest = substr(digest, 1, 16) WHERE length(digest) > 16")

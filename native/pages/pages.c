@@ -1,12 +1,18 @@
+#define _GNU_SOURCE
 #include "pages.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bytes.h"
 #include "crc32c.h"
 #include "gather.h"
 #include "log.h"
+#include "packed.h"
 
 enum {
     CRC_AT = PAGES_BYTES - PAGES_RESERVED,
@@ -15,11 +21,17 @@ enum {
 
 static const sqlite3_int64 NOWHERE = INT64_MAX;
 
+static struct pages_sqlite library; /* set when the VFS is registered, before a file is opened */
+
 /* One connection uses a file at a time, as SQLite promises: no lock. */
 struct checked_file {
     sqlite3_file base;
     sqlite3_file *real;           /* behind this struct, in the memory that SQLite allotted */
     struct gather *gather;        /* of a log; NULL: this is a database */
+    int fd;                       /* owned; of a database that is written, to give space back */
+    char *packed_path;            /* owned; of a database */
+    struct packed *packed;        /* owned; pages that read as zeros are there; NULL: none are */
+    struct packed *packing;       /* owned; is being made; NULL: none is */
     sqlite3_int64 frame_header;   /* where one was written last */
     sqlite3_int64 rewritten_from; /* pages from here on have frame headers that do not fit yet */
 };
@@ -34,6 +46,11 @@ static uint32_t page_crc(const uint8_t page[PAGES_BYTES], uint32_t number)
 bool pages_is_good(const uint8_t page[PAGES_BYTES], uint32_t number)
 {
     return load32(page + CRC_AT) == page_crc(page, number);
+}
+
+bool pages_is_blank(const uint8_t page[PAGES_BYTES])
+{
+    return page[0] == 0 && memcmp(page, page + 1, PAGES_BYTES - 1) == 0;
 }
 
 static struct checked_file *checked(sqlite3_file *file)
@@ -54,9 +71,12 @@ static int read_page(struct checked_file *file, uint8_t page[PAGES_BYTES], sqlit
         file->real->pMethods->xRead(file->real, page, PAGES_BYTES, (number - 1) * PAGES_BYTES);
     if (result == SQLITE_IOERR_SHORT_READ)
         return SQLITE_IOERR_DATA; /* SQLite would take what is missing for zeros */
-    if (result == SQLITE_OK && !pages_is_good(page, (uint32_t)number))
-        return SQLITE_IOERR_DATA;
-    return result;
+    if (result != SQLITE_OK || pages_is_good(page, (uint32_t)number))
+        return result;
+    if (file->packed && pages_is_blank(page) &&
+        packed_read(file->packed, (uint32_t)number, page) == 0)
+        return SQLITE_OK;
+    return SQLITE_IOERR_DATA;
 }
 
 /* A database that is not there yet is made as the header of its first page says. */
@@ -101,9 +121,150 @@ static int write_database(struct checked_file *file, const void *from, int size,
 
     if (size != PAGES_BYTES || offset % PAGES_BYTES != 0)
         return SQLITE_IOERR_WRITE; /* a database of other pages is none of ours */
+    uint32_t number = (uint32_t)(offset / PAGES_BYTES + 1);
     memcpy(page, from, CRC_AT);
-    store32(page + CRC_AT, page_crc(page, (uint32_t)(offset / PAGES_BYTES + 1)));
+    store32(page + CRC_AT, page_crc(page, number));
+    if (file->packed)
+        packed_note_write(file->packed, number);
+    if (file->packing)
+        packed_note_write(file->packing, number);
     return file->real->pMethods->xWrite(file->real, page, PAGES_BYTES, offset);
+}
+
+static int truncate_database(struct checked_file *file, sqlite3_int64 size)
+{
+    uint32_t last = (uint32_t)(size / PAGES_BYTES);
+
+    if (file->packed)
+        packed_note_end(file->packed, last);
+    if (file->packing)
+        packed_note_end(file->packing, last);
+    return file->real->pMethods->xTruncate(file->real, size);
+}
+
+static int sync_database(struct checked_file *file, int flags)
+{
+    int result = file->real->pMethods->xSync(file->real, flags);
+
+    if (result == SQLITE_OK && file->packed && packed_sync(file->packed) != 0)
+        result = SQLITE_IOERR_FSYNC;
+    return result;
+}
+
+/* --- packing it ---------------------------------------------------------------------------- */
+
+static int result_of(int error)
+{
+    return error == 0 ? SQLITE_OK : error == ENOSPC ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+}
+
+static bool read_id(const char *digits, uint8_t id[PACKED_ID_BYTES])
+{
+    if (!digits || strlen(digits) != 2 * PACKED_ID_BYTES ||
+        strspn(digits, "0123456789abcdef") != 2 * PACKED_ID_BYTES)
+        return false;
+    for (size_t i = 0; i < PACKED_ID_BYTES; i++) {
+        unsigned byte;
+        if (sscanf(digits + 2 * i, "%2x", &byte) != 1)
+            return false;
+        id[i] = (uint8_t)byte;
+    }
+    return true;
+}
+
+/* How many groups there are to add; 0 where holes cannot be made. */
+static int begin_packing(struct checked_file *file, const char *id_digits, uint32_t *groups)
+{
+    uint8_t id[PACKED_ID_BYTES];
+    sqlite3_int64 size;
+
+    if (file->fd < 0 || !read_id(id_digits, id))
+        return SQLITE_MISUSE;
+    packed_close(file->packing);
+    file->packing = NULL;
+    int result = file->real->pMethods->xFileSize(file->real, &size);
+    if (result != SQLITE_OK)
+        return result;
+    int error = packed_begin(file->packed_path, id, (uint32_t)(size / PAGES_BYTES), &file->packing);
+    *groups = error ? 0 : packed_groups(file->packing);
+    return error == EOPNOTSUPP ? SQLITE_OK : result_of(error);
+}
+
+/* A page that is not packed, and was never written either, is on SQLite's list of free ones. */
+static int add_group(struct checked_file *file, const char *number)
+{
+    uint8_t group[PACKED_GROUP_BYTES] = {0};
+    sqlite3_int64 size;
+
+    if (!file->packing || !number)
+        return SQLITE_MISUSE;
+    uint32_t next = packed_next(file->packing);
+    if (strtoul(number, NULL, 10) != next)
+        return SQLITE_OK; /* SQLite may prepare a statement twice */
+    int result = file->real->pMethods->xFileSize(file->real, &size);
+    if (result != SQLITE_OK)
+        return result;
+    for (uint32_t i = 0; i < PACKED_GROUP_PAGES; i++) {
+        sqlite3_int64 page = (sqlite3_int64)next * PACKED_GROUP_PAGES + i + 1;
+        uint8_t *into = group + (size_t)i * PAGES_BYTES;
+        if (page * PAGES_BYTES > size)
+            break;
+        result = read_page(file, into, page);
+        if (result == SQLITE_IOERR_DATA && pages_is_blank(into))
+            packed_note_write(file->packing, (uint32_t)page);
+        else if (result != SQLITE_OK)
+            return result;
+    }
+    return result_of(packed_add(file->packing, group));
+}
+
+static int finish_packing(struct checked_file *file)
+{
+    if (!file->packing)
+        return SQLITE_OK;
+    struct packed *packing = file->packing;
+    file->packing = NULL;
+    int error = packed_finish(packing);
+    if (error) {
+        packed_close(packing);
+        return result_of(error);
+    }
+    packed_close(file->packed);
+    file->packed = packing;
+    return result_of(packed_punch(packing, file->fd));
+}
+
+static char *id_of(const struct packed *packed)
+{
+    char digits[2 * PACKED_ID_BYTES + 1] = "";
+
+    for (size_t i = 0; packed && i < PACKED_ID_BYTES; i++)
+        snprintf(digits + 2 * i, 3, "%02x", packed_id(packed)[i]);
+    return library.mprintf("%s", digits);
+}
+
+/* What is said to a database by PRAGMA; each with another argument, lest a statement be reused. */
+static int answer_pragma(struct checked_file *file, char **argument)
+{
+    const char *name = argument[1];
+    uint32_t groups = 0;
+    int result = SQLITE_OK;
+
+    if (strcmp(name, "packed_id") == 0) {
+        argument[0] = id_of(file->packed);
+        return argument[0] ? SQLITE_OK : SQLITE_NOMEM;
+    }
+    if (strcmp(name, "pack_begin") == 0)
+        result = begin_packing(file, argument[2], &groups);
+    else if (strcmp(name, "pack_group") == 0)
+        result = add_group(file, argument[2]);
+    else if (strcmp(name, "pack_finish") == 0)
+        result = finish_packing(file);
+    else
+        return SQLITE_NOTFOUND;
+    if (result == SQLITE_OK && !(argument[0] = library.mprintf("%u", groups)))
+        result = SQLITE_NOMEM;
+    return result;
 }
 
 /* --- its log ------------------------------------------------------------------------------- */
@@ -172,13 +333,25 @@ static int settled(sqlite3_file *file)
     return gather ? gather_flush(gather, real(file)) : SQLITE_OK;
 }
 
+static void release(struct checked_file *file)
+{
+    packed_close(file->packing);
+    packed_close(file->packed);
+    free(file->packed_path);
+    free(file->gather);
+    file->packing = file->packed = NULL;
+    file->packed_path = NULL;
+    file->gather = NULL;
+}
+
 static int checked_close(sqlite3_file *file)
 {
     int result = settled(file);
     int closed = real(file)->pMethods->xClose(real(file));
 
-    free(checked(file)->gather);
-    checked(file)->gather = NULL;
+    if (checked(file)->fd >= 0)
+        close(checked(file)->fd); /* not before: it ends the locks that SQLite has on the file */
+    release(checked(file));
     return result == SQLITE_OK ? closed : result;
 }
 
@@ -200,12 +373,16 @@ static int checked_write(sqlite3_file *file, const void *from, int size, sqlite3
 
 static int checked_truncate(sqlite3_file *file, sqlite3_int64 size)
 {
+    if (!checked(file)->gather)
+        return truncate_database(checked(file), size);
     int result = settled(file);
     return result == SQLITE_OK ? real(file)->pMethods->xTruncate(real(file), size) : result;
 }
 
 static int checked_sync(sqlite3_file *file, int flags)
 {
+    if (!checked(file)->gather)
+        return sync_database(checked(file), flags);
     int result = settled(file);
     return result == SQLITE_OK ? real(file)->pMethods->xSync(real(file), flags) : result;
 }
@@ -233,6 +410,11 @@ static int checked_check_reserved_lock(sqlite3_file *file, int *is_held)
 
 static int checked_file_control(sqlite3_file *file, int op, void *argument)
 {
+    if (op == SQLITE_FCNTL_PRAGMA && !checked(file)->gather) {
+        int result = answer_pragma(checked(file), argument);
+        if (result != SQLITE_NOTFOUND)
+            return result;
+    }
     return real(file)->pMethods->xFileControl(real(file), op, argument);
 }
 
@@ -292,6 +474,23 @@ static sqlite3_vfs *below(sqlite3_vfs *vfs)
     return vfs->pAppData;
 }
 
+/* What a database needs beside what SQLite opened; one without a name is on no disk. */
+static int open_packed(struct checked_file *file, const char *name, bool read_only)
+{
+    if (!name)
+        return SQLITE_OK;
+    file->packed_path = malloc(strlen(name) + sizeof PACKED_SUFFIX);
+    if (!file->packed_path)
+        return SQLITE_NOMEM;
+    strcpy(file->packed_path, name);
+    strcat(file->packed_path, PACKED_SUFFIX);
+    if (!read_only)
+        file->fd = open(name, O_RDWR | O_CLOEXEC);
+    /* Without it, or if it is damaged, the pages in it cannot be read: each says so by itself. */
+    return packed_open(file->packed_path, read_only, &file->packed) == ENOMEM ? SQLITE_NOMEM
+                                                                              : SQLITE_OK;
+}
+
 static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int flags,
                      int *flags_out)
 {
@@ -301,6 +500,7 @@ static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int
         return below(vfs)->xOpen(below(vfs), name, base, flags, flags_out);
     *file = (struct checked_file){
         .real = (sqlite3_file *)(file + 1),
+        .fd = -1,
         .frame_header = -1,
         .rewritten_from = NOWHERE,
     };
@@ -311,12 +511,12 @@ static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int
             return SQLITE_NOMEM;
     }
     int result = below(vfs)->xOpen(below(vfs), name, file->real, flags, flags_out);
-    if (file->real->pMethods) {
-        base->pMethods = &checked_methods;
-    } else {
-        free(file->gather);
-        file->gather = NULL;
-    }
+    if (result == SQLITE_OK && !file->gather)
+        result = open_packed(file, name, flags & SQLITE_OPEN_READONLY);
+    if (file->real->pMethods)
+        base->pMethods = &checked_methods; /* SQLite closes it, whatever the result */
+    else
+        release(file);
     return result;
 }
 
@@ -326,6 +526,7 @@ int pages_register(const struct pages_sqlite *sqlite)
 
     if (sqlite->vfs_find(PAGES_VFS))
         return SQLITE_OK;
+    library = *sqlite;
     sqlite3_vfs *ordinary = sqlite->vfs_find(NULL);
     if (ordinary == NULL)
         return SQLITE_ERROR;

@@ -1,7 +1,13 @@
 /*
  * A VFS of SQLite whose database pages carry a CRC32C, checked at every read. docs/FORMAT.md,
  * "Index", is the format. What is read from a write-ahead log is checked against the log's own
- * checksums.
+ * checksums. Pages may be packed (packed.h); these pragmas pack those of an open database:
+ *
+ *     packed_id         the id of the file that has them, or ""
+ *     pack_begin=ID     a new such file, of 32 hexadecimal digits; how many groups there are to
+ * add, 0 where that is of no use pack_group=N ID   adds a group, from 0 on; between two of them the
+ * database may be written pack_finish=ID    the file takes the place of the old one, and the
+ * database gives back space
  */
 #ifndef AGENTFS_PAGES_H
 #define AGENTFS_PAGES_H
@@ -21,10 +27,14 @@
 /* Numbers begin at 1. */
 bool pages_is_good(const uint8_t page[PAGES_BYTES], uint32_t number);
 
+/* All zeros, which is no good page: of one that is packed. */
+bool pages_is_blank(const uint8_t page[PAGES_BYTES]);
+
 /* What is called of the SQLite that is to know the VFS: the program may have more than one. */
 struct pages_sqlite {
     sqlite3_vfs *(*vfs_find)(const char *name);
     int (*vfs_register)(sqlite3_vfs *vfs, int make_default);
+    char *(*mprintf)(const char *format, ...);
 };
 
 /* Makes the VFS PAGES_VFS known, above the default one. Once is enough; an SQLite result code. */

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 
 #include "log.h"
+#include "packed.h"
 #include "pages.h"
 
 PyDoc_STRVAR(register_doc, "register_vfs(library, /)\n--\n\n"
@@ -27,8 +28,9 @@ static PyObject *module_register(PyObject *module, PyObject *argument)
     struct pages_sqlite sqlite;
     *(void **)&sqlite.vfs_find = dlsym(library, "sqlite3_vfs_find");
     *(void **)&sqlite.vfs_register = dlsym(library, "sqlite3_vfs_register");
+    *(void **)&sqlite.mprintf = dlsym(library, "sqlite3_mprintf");
     int result = SQLITE_NOTFOUND;
-    if (sqlite.vfs_find && sqlite.vfs_register)
+    if (sqlite.vfs_find && sqlite.vfs_register && sqlite.mprintf)
         result = pages_register(&sqlite);
     dlclose(library); /* RTLD_NOLOAD counted it once more; Python never unloads it */
     if (result != SQLITE_OK)
@@ -38,28 +40,45 @@ static PyObject *module_register(PyObject *module, PyObject *argument)
 
 PyDoc_STRVAR(
     damaged_doc,
-    "damaged(data, first, /)\n--\n\n"
+    "damaged(data, first, packed, /)\n--\n\n"
     "The numbers of the pages in *data* whose checksum fails; *first* is the number of the "
-    "first.\nBytes after the last whole page count as one that fails.");
+    "first.\nBytes after the last whole page count as one that fails. *packed* is the path of the "
+    "file that may\nhave those that are packed.");
+
+static PyObject *numbers_of_damaged(const Py_buffer *data, uint32_t first, struct packed *packed)
+{
+    uint8_t raw[PAGES_BYTES];
+    size_t count = ((size_t)data->len + PAGES_BYTES - 1) / PAGES_BYTES;
+    PyObject *found = PyList_New(0);
+
+    for (size_t i = 0; found && i < count; i++) {
+        const uint8_t *page = (const uint8_t *)data->buf + i * PAGES_BYTES;
+        uint32_t number = first + (uint32_t)i;
+        bool is_whole = (i + 1) * PAGES_BYTES <= (size_t)data->len;
+        if (is_whole && pages_is_good(page, number))
+            continue;
+        if (is_whole && packed && pages_is_blank(page) && packed_read(packed, number, raw) == 0)
+            continue;
+        if (!append(found, PyLong_FromUnsignedLong(number)))
+            Py_CLEAR(found);
+    }
+    return found;
+}
 
 static PyObject *module_damaged(PyObject *module, PyObject *arguments)
 {
     Py_buffer data;
     unsigned int first;
+    PyObject *path;
+    struct packed *packed = NULL;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*I:damaged", &data, &first))
+    if (!PyArg_ParseTuple(arguments, "y*IO&:damaged", &data, &first, PyUnicode_FSConverter, &path))
         return NULL;
-    PyObject *found = PyList_New(0);
-    size_t count = ((size_t)data.len + PAGES_BYTES - 1) / PAGES_BYTES;
-    for (size_t i = 0; found && i < count; i++) {
-        const uint8_t *page = (const uint8_t *)data.buf + i * PAGES_BYTES;
-        uint32_t number = first + (uint32_t)i;
-        if ((i + 1) * PAGES_BYTES <= (size_t)data.len && pages_is_good(page, number))
-            continue;
-        if (!append(found, PyLong_FromUnsignedLong(number)))
-            Py_CLEAR(found);
-    }
+    packed_open(PyBytes_AS_STRING(path), true, &packed); /* else what is in it is damaged */
+    PyObject *found = numbers_of_damaged(&data, first, packed);
+    packed_close(packed);
+    Py_DECREF(path);
     PyBuffer_Release(&data);
     return found;
 }
@@ -99,6 +118,7 @@ static PyMethodDef module_methods[] = {
 static int module_exec(PyObject *module)
 {
     if (PyModule_AddStringConstant(module, "VFS", PAGES_VFS) != 0 ||
+        PyModule_AddStringConstant(module, "PACKED_SUFFIX", PACKED_SUFFIX) != 0 ||
         PyModule_AddIntConstant(module, "PAGE_BYTES", PAGES_BYTES) != 0 ||
         PyModule_AddIntConstant(module, "RESERVED", PAGES_RESERVED) != 0 ||
         PyModule_AddIntConstant(module, "RESERVED_AT", PAGES_RESERVED_AT) != 0)

@@ -122,6 +122,64 @@ static void a_page_of_the_log_is_checked_as_well(void)
     check_remove(directory);
 }
 
+static void pack(sqlite3 *db, char digit)
+{
+    char id[33], statement[100];
+
+    memset(id, digit, 32);
+    id[32] = 0;
+    snprintf(statement, sizeof statement, "PRAGMA pack_begin = '%s'", id);
+    run(db, statement);
+    for (int group = 0; group < 100; group++) { /* more than there are: the rest does nothing */
+        snprintf(statement, sizeof statement, "PRAGMA pack_group = '%d'", group);
+        if (sqlite3_exec(db, statement, NULL, NULL, NULL) != SQLITE_OK)
+            break;
+    }
+    run(db, "PRAGMA pack_finish = 'x'");
+}
+
+static void packed_pages_are_read_and_every_flipped_bit_of_them_is_found(void)
+{
+    const char *directory = check_directory();
+    char packed[4110];
+    struct stat facts;
+    int error;
+
+    snprintf(path, sizeof path, "%s/database", directory);
+    snprintf(packed, sizeof packed, "%s-packed", path);
+    sqlite3 *db = opened();
+    run(db, "PRAGMA locking_mode = EXCLUSIVE");
+    run(db, "PRAGMA journal_mode = WAL");
+    fill(db);
+    run(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+    pack(db, 'a');
+    run(db, "PRAGMA shrink_memory");
+    CHECK(sum(db, &error) == ROWS * (ROWS + 1) / 2);
+    run(db, "DELETE FROM t WHERE n = 1"); /* one page is the database's own, until it is packed */
+    run(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+    pack(db, 'b');
+    CHECK(sqlite3_close(db) == SQLITE_OK);
+    CHECK(stat(path, &facts) == 0);
+    CHECK(facts.st_blocks * 512 <= 2 * 4096 && facts.st_size > 20 * PAGES_BYTES);
+    CHECK(stat(packed, &facts) == 0);
+    int found = 0;
+    for (off_t offset = 0; offset < facts.st_size; offset += 11) {
+        flip(packed, offset);
+        if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READONLY, PAGES_VFS) == SQLITE_OK) {
+            sqlite3_int64 value = sum(db, &error);
+            CHECK(value == -1 || value == ROWS * (ROWS + 1) / 2 - 1);
+            found += value == -1;
+        }
+        sqlite3_close(db);
+        flip(packed, offset);
+    }
+    CHECK(found > facts.st_size / 11 * 3 / 4);
+    db = opened();
+    CHECK(sum(db, &error) == ROWS * (ROWS + 1) / 2 - 1);
+    CHECK(sqlite3_close(db) == SQLITE_OK);
+    check_remove(directory);
+}
+
 enum { COMMITS = 4, LOG_MAX = 4096 * FRAME_BYTES };
 
 static size_t read_file(const char *name, uint8_t bytes[LOG_MAX])
@@ -335,11 +393,12 @@ static void a_page_is_bound_to_its_number(void)
 
 int main(void)
 {
-    const struct pages_sqlite sqlite = {sqlite3_vfs_find, sqlite3_vfs_register};
+    const struct pages_sqlite sqlite = {sqlite3_vfs_find, sqlite3_vfs_register, sqlite3_mprintf};
     CHECK(pages_register(&sqlite) == SQLITE_OK);
     CHECK(pages_register(&sqlite) == SQLITE_OK);
     RUN(every_flipped_bit_of_a_database_is_found);
     RUN(a_page_of_the_log_is_checked_as_well);
+    RUN(packed_pages_are_read_and_every_flipped_bit_of_them_is_found);
     RUN(transactions_behind_a_damaged_frame_are_missed);
     RUN(a_log_that_a_kill_cut_short_misses_nothing);
     RUN(a_commit_that_returned_is_there_after_a_kill);

@@ -15,6 +15,8 @@ from typing import Any
 from agentfs.chunks import Store
 from agentfs.index import Index
 
+INDEX_FILES = ("index.db", "index.db-wal", "index.db-packed")
+
 
 class Disk:
     """What of a store is durable, and whether syncing works."""
@@ -51,12 +53,12 @@ class Disk:
 
         :param wal_reached_the_disk: as when the kernel happened to write it back unasked
         """
-        kept = ("index.db", "index.db-wal") if wal_reached_the_disk else ()
+        kept = INDEX_FILES if wal_reached_the_disk else ()
         for name in kept:
             if (self.store / name).exists():
                 shutil.copyfile(self.store / name, self.durable / name)
-        for path in (self.store / "index.db", self.store / "index.db-wal"):
-            path.unlink(missing_ok=True)
+        for name in INDEX_FILES:
+            (self.store / name).unlink(missing_ok=True)
         shutil.rmtree(self.store / "segments")
         shutil.copytree(self.durable, self.store, dirs_exist_ok=True)
         for folder in tmpfs.iterdir():
@@ -106,8 +108,8 @@ def watch(index: Index, disk: Disk) -> None:
     def watched_checkpoint() -> None:
         disk.check()
         checkpoint()
-        disk.keep("index.db", (disk.store / "index.db").stat().st_size)
-        disk.keep("index.db-wal", 0)
+        for name, size in disk.sizes("index.db*").items():
+            disk.keep(name, 0 if name.endswith("-wal") else size)
 
     index.sync_wal = watched_sync  # type: ignore[method-assign]
     index.checkpoint = watched_checkpoint  # type: ignore[method-assign]
