@@ -33,6 +33,7 @@ enum {
 };
 
 static const uint8_t magic[8] = {'a', 'g', 'e', 'n', 't', 'P', 'A', 'K'};
+static const uint32_t BY_COLUMNS = UINT32_C(1) << 31; /* in an entry's bytes */
 static const uint32_t NO_GROUP = UINT32_MAX;
 static const uint32_t PAGES_MAX = UINT32_MAX - PACKED_GROUP_PAGES;
 
@@ -55,6 +56,7 @@ struct packed {
     ZSTD_DCtx *decompressor;
     uint8_t raw[PACKED_GROUP_BYTES];
     uint8_t stored[PACKED_GROUP_BYTES];
+    uint8_t columns[COLUMNS_BYTES_MAX];
 };
 
 static size_t map_bytes(const struct packed *packed)
@@ -146,7 +148,7 @@ static int read_map(struct packed *packed, uint32_t crc, uint64_t file_bytes)
         return EINVAL;
     packed->offsets[0] = groups_at(packed);
     for (uint32_t group = 0; group < packed->groups; group++) {
-        uint32_t size = load32(packed->map + (size_t)group * ENTRY_BYTES);
+        uint32_t size = load32(packed->map + (size_t)group * ENTRY_BYTES) & ~BY_COLUMNS;
         if (size > PACKED_GROUP_BYTES)
             return EINVAL;
         packed->offsets[group + 1] = packed->offsets[group] + size;
@@ -196,10 +198,26 @@ static bool is_written(const struct packed *packed, uint32_t number)
 }
 
 /* Stored bytes of a group are as many as raw ones only if they are raw. */
+static bool expand(struct packed *packed, size_t size, bool is_by_columns)
+{
+    uint8_t *into = is_by_columns ? packed->columns : packed->raw;
+    size_t room = is_by_columns ? sizeof packed->columns : sizeof packed->raw;
+
+    if (size == PACKED_GROUP_BYTES) {
+        memcpy(packed->raw, packed->stored, size);
+        return true;
+    }
+    size_t got = ZSTD_decompressDCtx(packed->decompressor, into, room, packed->stored, size);
+    if (ZSTD_isError(got))
+        return false;
+    return is_by_columns ? columns_join(packed->columns, got, packed->raw)
+                         : got == PACKED_GROUP_BYTES;
+}
+
 static int load_group(struct packed *packed, uint32_t group)
 {
     const uint8_t *entry = packed->map + (size_t)group * ENTRY_BYTES;
-    size_t size = load32(entry);
+    size_t size = load32(entry) & ~BY_COLUMNS;
 
     packed->cached = NO_GROUP;
     int error = read_exactly(packed->fd, packed->stored, size, packed->offsets[group]);
@@ -207,14 +225,8 @@ static int load_group(struct packed *packed, uint32_t group)
         return EIO;
     if (crc32c(0, packed->stored, size) != load32(entry + 4))
         return EIO;
-    if (size == PACKED_GROUP_BYTES) {
-        memcpy(packed->raw, packed->stored, size);
-    } else {
-        size_t raw = ZSTD_decompressDCtx(packed->decompressor, packed->raw, PACKED_GROUP_BYTES,
-                                         packed->stored, size);
-        if (ZSTD_isError(raw) || raw != PACKED_GROUP_BYTES)
-            return EIO;
-    }
+    if (!expand(packed, size, load32(entry) & BY_COLUMNS))
+        return EIO;
     packed->cached = group;
     return 0;
 }
@@ -337,8 +349,28 @@ uint32_t packed_next(const struct packed *packed)
     return packed->next;
 }
 
+static size_t compress(struct packed *packed, const uint8_t *from, size_t size, uint8_t *into)
+{
+    size_t stored =
+        ZSTD_compressCCtx(packed->compressor, into, PACKED_GROUP_BYTES - 1, from, size, LEVEL);
+    return ZSTD_isError(stored) ? PACKED_GROUP_BYTES : stored; /* it does not fit */
+}
+
+/* Bytes of the group by columns; PACKED_GROUP_BYTES: it is not to be had from them again. */
+static size_t compress_columns(struct packed *packed)
+{
+    uint8_t again[PACKED_GROUP_BYTES];
+    size_t size = columns_split(packed->raw, packed->columns);
+
+    if (size == 0 || !columns_join(packed->columns, size, again) ||
+        memcmp(again, packed->raw, PACKED_GROUP_BYTES) != 0)
+        return PACKED_GROUP_BYTES;
+    return compress(packed, packed->columns, size, packed->stored);
+}
+
 int packed_add(struct packed *packed, const uint8_t group[PACKED_GROUP_BYTES])
 {
+    uint8_t plain[PACKED_GROUP_BYTES];
     const uint8_t *stored = packed->stored;
 
     if (packed->is_finished || packed->next == packed->groups)
@@ -346,18 +378,20 @@ int packed_add(struct packed *packed, const uint8_t group[PACKED_GROUP_BYTES])
     memcpy(packed->raw, group, PACKED_GROUP_BYTES);
     for (size_t page = 0; page < PACKED_GROUP_PAGES; page++)
         memset(packed->raw + page * PAGES_BYTES + CRC_AT, 0, PAGES_RESERVED);
-    size_t size = ZSTD_compressCCtx(packed->compressor, packed->stored, PACKED_GROUP_BYTES - 1,
-                                    packed->raw, PACKED_GROUP_BYTES, LEVEL);
-    if (ZSTD_isError(size)) { /* it does not fit: it does not shrink */
-        stored = packed->raw;
-        size = PACKED_GROUP_BYTES;
+    size_t size = compress_columns(packed);
+    uint32_t flag = BY_COLUMNS;
+    size_t plain_size = compress(packed, packed->raw, PACKED_GROUP_BYTES, plain);
+    if (plain_size <= size) {
+        stored = plain_size < PACKED_GROUP_BYTES ? plain : packed->raw;
+        size = plain_size;
+        flag = 0;
     }
     uint64_t offset = packed->offsets[packed->next];
     int error = write_at(packed->fd, stored, size, offset);
     if (error)
         return error;
     uint8_t *entry = packed->map + (size_t)packed->next * ENTRY_BYTES;
-    store32(entry, (uint32_t)size);
+    store32(entry, (uint32_t)size | flag);
     store32(entry + 4, crc32c(0, stored, size));
     packed->next++;
     packed->offsets[packed->next] = offset + size;

@@ -8,13 +8,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "columns.h"
 #include "pages.h"
 
 #define PACKED_SUFFIX "-packed" /* of the database's name */
 
 enum {
-    PACKED_GROUP_PAGES = 16, /* compressed together: 16 KiB, which takes 15 us to read */
-    PACKED_GROUP_BYTES = PACKED_GROUP_PAGES * PAGES_BYTES,
+    PACKED_GROUP_PAGES = COLUMNS_PAGES, /* compressed together */
+    PACKED_GROUP_BYTES = COLUMNS_GROUP_BYTES,
     PACKED_ID_BYTES = 16,
 };
 
