@@ -32,8 +32,8 @@ enum {
 
 enum { IS_RAW, IS_LEAF };
 
-/* Of a column. */
-enum { IS_DELTA = 1, IS_PAIRS = 2 };
+/* Of a column: what its numbers are written as; what its blobs are. */
+enum { IS_DELTA = 1, IS_PAIRS = 2, IS_WORDS = 4 };
 
 enum { HEAD_BYTES = COLUMNS_MAX + 2 * SECTIONS };
 
@@ -46,7 +46,7 @@ static int numbers_of(int column)
 
 static int blobs_of(int column)
 {
-    return FIXED + 3 * column + 1; /* or the first numbers of their pairs */
+    return FIXED + 3 * column + 1; /* or the first numbers of their pairs, or words */
 }
 
 static int seconds_of(int column)
@@ -244,7 +244,8 @@ struct splitter {
     size_t starts[SECTIONS];
     size_t delta_sizes[COLUMNS_MAX]; /* of its numbers as differences; sizes has them as they are */
     size_t pair_sizes[COLUMNS_MAX];  /* of its blobs as pairs of numbers */
-    bool has_odd_blobs[COLUMNS_MAX]; /* some are no such pairs */
+    size_t word_sizes[COLUMNS_MAX];  /* as words */
+    uint8_t unfit[COLUMNS_MAX];      /* flags that do not suit some of its blobs */
     uint8_t flags[COLUMNS_MAX];
     uint64_t numbers[COLUMNS_MAX]; /* the last one of the column */
     uint32_t firsts[COLUMNS_MAX];  /* the last one of its pairs */
@@ -275,25 +276,46 @@ static void split_number(struct splitter *to, int column, uint64_t value)
     to->numbers[column] = value;
 }
 
-static void split_blob(struct splitter *to, int column, const uint8_t *blob, size_t size)
+/* One of 4 bytes: the beginning of a digest, and an index has those in order. */
+static void split_word(struct splitter *to, int column, const uint8_t *blob)
 {
     uint8_t bytes[NUMBER_BYTES_MAX];
-    bool is_pairs = to->flags[column] & IS_PAIRS;
+    uint32_t word = (uint32_t)read_big(blob, 4);
+    uint64_t difference = (uint64_t)word - to->firsts[column];
 
-    if (!is_pairs)
-        put(to, blobs_of(column), blob, size);
-    if (size % 8 != 0)
-        to->has_odd_blobs[column] = true;
+    to->firsts[column] = word;
+    to->word_sizes[column] += encode(bytes, folded(difference));
+    if (to->flags[column] & IS_WORDS)
+        put_number(to, blobs_of(column), difference);
+}
+
+static void split_pairs(struct splitter *to, int column, const uint8_t *blob, size_t size)
+{
+    uint8_t bytes[NUMBER_BYTES_MAX];
+
     for (size_t at = 0; at + 8 <= size; at += 8) {
         uint64_t difference = (uint64_t)load32(blob + at) - to->firsts[column];
         uint32_t second = load32(blob + at + 4);
         to->firsts[column] = load32(blob + at);
         to->pair_sizes[column] += encode(bytes, folded(difference)) + encode(bytes, folded(second));
-        if (is_pairs) {
+        if (to->flags[column] & IS_PAIRS) {
             put_number(to, blobs_of(column), difference);
             put_number(to, seconds_of(column), second);
         }
     }
+}
+
+static void split_blob(struct splitter *to, int column, const uint8_t *blob, size_t size)
+{
+    if (!(to->flags[column] & (IS_PAIRS | IS_WORDS)))
+        put(to, blobs_of(column), blob, size);
+    to->unfit[column] |= size == 4 ? IS_PAIRS : IS_WORDS;
+    if (size % 8 != 0)
+        to->unfit[column] |= IS_PAIRS;
+    if (size == 4)
+        split_word(to, column, blob);
+    else
+        split_pairs(to, column, blob, size);
 }
 
 static void split_cell(struct splitter *to, const struct cell *cell)
@@ -342,14 +364,20 @@ static void split_page(struct splitter *to, const uint8_t *page)
     }
 }
 
-/* By the sizes that were counted. */
+/*
+ * By the sizes that were counted. Differences have to be shorter by an eighth: of a column that
+ * others are differences of, the same bytes come twice when it is written as it is.
+ */
 static void choose(struct splitter *to)
 {
     for (int column = 0; column < COLUMNS_MAX; column++) {
-        if (to->delta_sizes[column] < to->sizes[numbers_of(column)])
+        size_t blobs = to->sizes[blobs_of(column)], numbers = to->sizes[numbers_of(column)];
+        if (to->delta_sizes[column] < numbers - numbers / 8)
             to->flags[column] |= IS_DELTA;
-        if (!to->has_odd_blobs[column] && to->pair_sizes[column] < to->sizes[blobs_of(column)])
+        if (!(to->unfit[column] & IS_PAIRS) && to->pair_sizes[column] < blobs)
             to->flags[column] |= IS_PAIRS;
+        if (!(to->unfit[column] & IS_WORDS) && to->word_sizes[column] < blobs)
+            to->flags[column] |= IS_WORDS;
     }
 }
 
@@ -437,8 +465,14 @@ static void join_number(struct joiner *from, int column, uint8_t *into, size_t s
 
 static void join_blob(struct joiner *from, int column, uint8_t *into, size_t size)
 {
-    if (!(from->flags[column] & IS_PAIRS)) {
+    if (!(from->flags[column] & (IS_PAIRS | IS_WORDS))) {
         memcpy(into, take(from, blobs_of(column), size), size);
+        return;
+    }
+    if (from->flags[column] & IS_WORDS) {
+        from->failed |= size != 4;
+        from->firsts[column] += (uint32_t)take_number(from, blobs_of(column));
+        write_big(into, size, from->firsts[column]);
         return;
     }
     from->failed |= size % 8 != 0;
