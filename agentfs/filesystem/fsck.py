@@ -29,7 +29,7 @@ from agentfs.index import (
 )
 from agentfs.index.audit import findings, paths_of, segment_findings
 from agentfs.index.contents import UNKNOWN_CHUNK_DIGEST, chunk_ids
-from agentfs.index.dump import known_part
+from agentfs.index.dump import agrees
 from agentfs.model import StoredBlock
 
 Progress = Callable[[str, int, int], None]
@@ -265,7 +265,7 @@ class Checker:
             except (CorruptBlock, ChunkLost, LookupError, OSError, ValueError):
                 report.contents.add(content)
                 continue
-            if not found.startswith(known_part(digest)):
+            if not agrees(digest, found):
                 report.contents.add(content)
             elif found != digest:
                 report.content_digests[content] = found

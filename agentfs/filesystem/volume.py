@@ -392,8 +392,9 @@ class Volume:
             log.error("cannot copy the namespace: %s; the copies there are stay", error)
 
     async def _copy_anew(self) -> None:
-        """The copy that is there names segments that are gone."""
-        await self._copy_namespace_if_possible(self._copy_namespace)
+        """The copies that are there name segments that are gone."""
+        for _ in range(copies.KEPT):
+            await self._copy_namespace_if_possible(self._copy_namespace)
 
     async def _copy_at_the_end(self) -> None:
         await trio.to_thread.run_sync(copies.write, self.path, self.index)

@@ -40,12 +40,23 @@ _LOOKED_UP = 64
 _PREFIX_BYTES = 4
 """Of a digest, in the index: of four billion digests, one or two share it."""
 
+_HALF_BYTES = 16
+"""Of a content's digest. The first half is the digest of its chunk if it is one chunk: then
+content.digest is the second half alone. So contents are found by how the second half begins."""
+
+_IN_HALF = slice(_HALF_BYTES, _HALF_BYTES + _PREFIX_BYTES)
+
+_FIRST = slice(_PREFIX_BYTES)
+
+_PART_BYTES = 8
+"""Of a recipe: one chunk or hole."""
+
 _PREFIXES = ", ".join("?" * _LOOKED_UP)
 
 
-def _prefixes(digests: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """First bytes of each, in lists of _LOOKED_UP; the last is filled up by repeating one."""
-    prefixes = [digest[:_PREFIX_BYTES] for digest in digests]
+def _prefixes(digests: Iterable[bytes], where: slice) -> Iterator[list[bytes]]:
+    """Those bytes of each, in lists of _LOOKED_UP; the last is filled up by repeating one."""
+    prefixes = [digest[where] for digest in digests]
     for start in range(0, len(prefixes), _LOOKED_UP):
         group = prefixes[start : start + _LOOKED_UP]
         yield group + group[:1] * (_LOOKED_UP - len(group))
@@ -93,17 +104,36 @@ class Contents:
 
     def find(self, digest: bytes) -> int | None:
         """The content with this BLAKE3 digest."""
-        row = self._execute(
-            "SELECT id FROM content WHERE substr(digest, 1, 4) = ? AND digest = ?",
-            (digest[:_PREFIX_BYTES], digest),
-        ).fetchone()
-        return row[0] if row is not None else None
+        rows = self._execute(
+            "SELECT id, digest, recipe FROM content WHERE substr(digest, -16, 4) = ?",
+            (digest[_IN_HALF],),
+        )
+        return next(
+            (id_ for id_, kept, recipe in rows if self._whole(kept, recipe) == digest), None
+        )
 
     def find_whole(self, digests: set[bytes]) -> set[bytes]:
         """Those that are contents, and not known to be damaged."""
-        query = f"SELECT digest, id FROM content WHERE substr(digest, 1, 4) IN ({_PREFIXES})"
-        rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
-        return {digest for digest, id_ in rows if digest in digests and not self.is_damaged(id_)}
+        query = (
+            f"SELECT id, digest, recipe FROM content WHERE substr(digest, -16, 4) IN ({_PREFIXES})"
+        )
+        rows = [
+            row for group in _prefixes(digests, _IN_HALF) for row in self._execute(query, group)
+        ]
+        named = ((id_, self._whole(kept, recipe)) for id_, kept, recipe in rows)
+        return {digest for id_, digest in named if digest in digests and not self.is_damaged(id_)}
+
+    def _whole(self, kept: bytes, recipe: bytes) -> bytes:
+        """The digest of a content, of which a row keeps all or the second half."""
+        if len(kept) > _HALF_BYTES:
+            return kept
+        return self._chunk_digest(recipe) + kept
+
+    def _chunk_digest(self, recipe: bytes) -> bytes:
+        """Of the first chunk in it."""
+        chunk = int.from_bytes(recipe[:4], "little")
+        row = self._execute("SELECT digest FROM chunk WHERE id = ?", (chunk,)).fetchone()
+        return row[0] if row is not None else UNKNOWN_CHUNK_DIGEST
 
     def get(self, content: int) -> tuple[bytes, int, bytes, int | None]:
         """(digest, size in bytes, recipe, domain).
@@ -115,7 +145,7 @@ class Contents:
         ).fetchone()
         if row is None:
             raise KeyError(content)
-        return row[0], row[1], row[2], row[3]
+        return self._whole(row[0], row[2]), row[1], row[2], row[3]
 
     def size(self, content: int) -> int:
         """In bytes; 0: there is none."""
@@ -154,9 +184,11 @@ class Contents:
 
     def digests_after(self, content: int, limit: int) -> list[tuple[int, bytes]]:
         """(id, digest) of the next *limit* contents after that id."""
-        return self._execute(
-            "SELECT id, digest FROM content WHERE id > ? ORDER BY id LIMIT ?", (content, limit)
+        rows = self._execute(
+            "SELECT id, digest, recipe FROM content WHERE id > ? ORDER BY id LIMIT ?",
+            (content, limit),
         ).fetchall()
+        return [(id_, self._whole(kept, recipe)) for id_, kept, recipe in rows]
 
     def bytes_by_segment(self, content: int) -> Counter[int]:
         """How many raw bytes of a content lie in which segment. Some 3 us a chunk."""
@@ -190,9 +222,11 @@ class Contents:
         domain: int | None = None,
     ) -> int:
         """A new content with one reference, its first inode's; counts one for each chunk in it."""
+        is_its_chunk = len(recipe) == _PART_BYTES and digest.startswith(self._chunk_digest(recipe))
+        kept = digest[_HALF_BYTES:] if is_its_chunk else digest
         cursor = self._execute(
             "INSERT INTO content VALUES (NULL, ?, ?, ?, 1, ?, ?)",
-            (digest, size, recipe, kind or None, domain),
+            (kept, size, recipe, kind or None, domain),
         )
         self._executemany(
             "UPDATE chunk SET refs = refs + 1 WHERE id = ?",
@@ -226,7 +260,7 @@ class Contents:
     def find_chunks(self, digests: set[bytes]) -> dict[bytes, int]:
         """The ids of those that are known, and not known to be damaged."""
         query = f"SELECT digest, id FROM chunk WHERE substr(digest, 1, 4) IN ({_PREFIXES})"
-        rows = (row for group in _prefixes(digests) for row in self._execute(query, group))
+        rows = (row for group in _prefixes(digests, _FIRST) for row in self._execute(query, group))
         damaged = self._damaged
         return {
             digest: chunk for digest, chunk in rows if digest in digests and chunk not in damaged
@@ -390,14 +424,13 @@ class Contents:
 
     def condemn(self, content: int) -> None:
         """Give up all bytes of a content: its recipe names lost chunks. In a transaction."""
-        (size,) = self._execute("SELECT size FROM content WHERE id = ?", (content,)).fetchone()
+        digest, size, _, _ = self.get(content)
         numbers = array("I")
         for start in range(0, size, _LENGTH_MAX):
             length = min(_LENGTH_MAX, size - start)
             self.add_lost_chunk(self._last_chunk + 1, length)
             numbers.extend((self._last_chunk, length))
-        self._execute("UPDATE content SET recipe = ? WHERE id = ?", (numbers.tobytes(), content))
-        self.recipe_changed(content)
+        self._set_recipe(content, digest, numbers.tobytes())
 
     def _lose_chunks(self, chunks: Iterable[int]) -> None:
         """Note that chunks are not where their rows say. In a transaction."""
@@ -427,13 +460,19 @@ class Contents:
 
     def rewrite(self, content: int, recipe: bytes) -> None:
         """Give a damaged content another recipe for the same bytes."""
-        old = self.get(content)[2]
-        self._execute("UPDATE content SET recipe = ? WHERE id = ?", (recipe, content))
+        digest, _, old, _ = self.get(content)
+        self._set_recipe(content, digest, recipe)
         for change, chunks in ((1, chunk_ids(recipe)), (-1, chunk_ids(old))):
             self._executemany(
                 "UPDATE chunk SET refs = refs + ? WHERE id = ?",
                 ((change, chunk) for chunk in chunks),
             )
+
+    def _set_recipe(self, content: int, digest: bytes, recipe: bytes) -> None:
+        """It may not be the one chunk any more that has half of its digest."""
+        self._execute(
+            "UPDATE content SET digest = ?, recipe = ? WHERE id = ?", (digest, recipe, content)
+        )
         self.recipe_changed(content)
 
     # Reclaiming

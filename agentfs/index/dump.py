@@ -2,7 +2,7 @@
 
 What can be counted or computed anew is left out: reference counts, live bytes, lists of chunks,
 lengths that those of chunks add up to, and digests, which do not compress and would be more than
-half of it; of a content's the first 4 bytes are kept. Loans are left out as well: one that has
+half of it; of a content's 4 bytes are kept. Loans are left out as well: one that has
 ended since would have a file give up content that was fsynced. Rows are written in batches, a
 column at a time; a column of numbers as differences to what is likely, as narrow as they fit. What
 others are measured by comes first: chunks before contents before inodes.
@@ -22,14 +22,24 @@ from agentfs.index.connection import IndexConnection
 from agentfs.index.contents import FIRST_CHUNK_ID, UNKNOWN_CHUNK_DIGEST, recipe_parts
 
 _DIGEST_BYTES = 32
+_HALF_BYTES = 16
 _KEPT_BYTES = 8
 """Of a content's digest in a copy of format 1, which has more of it than one of format 2."""
 
 
-def known_part(digest: bytes) -> bytes:
-    """What a content's bytes are to be compared with: of a restored row, its first bytes."""
-    rest = digest[_KEPT_BYTES:]
-    return digest if any(rest) else digest[:_KEPT_BYTES].rstrip(b"\0")
+def agrees(known: bytes, found: bytes) -> bool:
+    """Whether a content's digest is what is known of it: of each half all, or how it begins.
+
+    Of a restored row it is how the first half begins (format 1) or the second one (format 2). A
+    content that is one chunk lacks the first half when that chunk's row was restored.
+    """
+    return all(
+        known[half] == found[half]
+        or (
+            not any(known[half][_KEPT_BYTES:]) and found[half].startswith(known[half].rstrip(b"\0"))
+        )
+        for half in (slice(_HALF_BYTES), slice(_HALF_BYTES, _DIGEST_BYTES))
+    )
 
 
 _ROWS = 4096
@@ -279,8 +289,8 @@ def _recipes(column: int, *, are_chunks_measured: bool = False) -> tuple[Encode,
     return encode, decode
 
 
-def _padded(digest: bytes) -> bytes:
-    return digest.ljust(_DIGEST_BYTES, b"\0")
+def _padded(digest: bytes, start: int = 0) -> bytes:
+    return (bytes(start) + digest).ljust(_DIGEST_BYTES, b"\0")
 
 
 class _Table:
@@ -388,7 +398,7 @@ _TABLES = (
     ),
     _Table(  # 8: lengths are those of chunks, sizes their sums
         "content",
-        "SELECT id, substr(digest, 1, 4), recipe, kind, domain FROM content ORDER BY id",
+        "SELECT id, substr(digest, -16, 4), recipe, kind, domain FROM content ORDER BY id",
         (
             _steps(0),
             _blobs(1),
@@ -396,7 +406,7 @@ _TABLES = (
             _nullable(_steps(3)),
             _nullable(_steps(4)),
         ),
-        lambda row: (row[0], _padded(row[1]), 0, row[2], 0, row[3], row[4]),
+        lambda row: (row[0], _padded(row[1], _HALF_BYTES), 0, row[2], 0, row[3], row[4]),
         blobs=(1, 2),
     ),
 )

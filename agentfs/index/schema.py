@@ -103,6 +103,13 @@ def domains(db: Database) -> None:
     add_secret(db.execute)
 
 
+@migrations()
+def halves(db: Database) -> None:
+    """Contents of one chunk keep the second half of their digest."""
+    for statement in _HALVES:
+        db.execute(statement)
+
+
 def add_secret(execute: Callable[..., sqlite3.Cursor]) -> bool:
     """Give a store its secret, unless it has one. In a transaction.
 
@@ -148,7 +155,7 @@ _FIRST = (
     ) WITHOUT ROWID""",
     """CREATE TABLE content (
         id INTEGER PRIMARY KEY,
-        digest BLOB NOT NULL,       -- BLAKE3 of the whole file, 32 bytes
+        digest BLOB NOT NULL,       -- BLAKE3 of the whole file, 32 bytes; 16: see contents.py
         size INTEGER NOT NULL,      -- bytes, holes included
         recipe BLOB NOT NULL,       -- see agentfs/chunks/recipe.py
         refs INTEGER NOT NULL       -- inode rows that name it; 0: garbage, kept for reuse until gc
@@ -218,5 +225,10 @@ _DOMAINS = (
         domain INTEGER""",
 )
 
-STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS, *_PACKING, *_KINDS, *_DOMAINS)
+_HALVES = (
+    "DROP INDEX content_digest",
+    "CREATE INDEX content_digest ON content (substr(digest, -16, 4))",
+)
+
+STATEMENTS = (*_FIRST, *_DAMAGE, *_LOANS, *_PACKING, *_KINDS, *_DOMAINS, *_HALVES)
 """What makes all tables and indexes, in order."""

@@ -61,8 +61,8 @@ def test_rows_are_what_they_were_but_for_what_is_counted_and_computed(index: Ind
         "inode": "SELECT id, mode, uid, gid, nlink, size, mtime + (atime - mtime) / 1000000000"
         " * 1000000000, mtime, ctime, content, holes, rdev, target, parent FROM inode",
         "dentry": "SELECT * FROM dentry",
-        "content": "SELECT id, CAST(substr(digest, 1, 4) || zeroblob(28) AS BLOB), size, recipe, 0,"
-        " kind, domain FROM content",
+        "content": "SELECT id, CAST(zeroblob(16) || substr(digest, -16, 4) || zeroblob(12)"
+        " AS BLOB), size, recipe, 0, kind, domain FROM content",
         "chunk": "SELECT id, zeroblob(16), block, start, length, 0, domain FROM chunk",
     }.items():
         assert found[table] == index.execute(query).fetchall(), table
@@ -77,11 +77,15 @@ def test_lengths_and_sizes_that_follow_from_those_of_chunks_are_not_written_agai
 
 
 def test_of_a_restored_digest_what_is_known_has_to_agree() -> None:
-    digest = bytes(range(1, 33))
-    for known, part in (
-        (digest, digest),
-        (digest[:8] + bytes(24), digest[:8]),
-        (digest[:4] + bytes(28), digest[:4]),
-        (bytes(32), b""),
+    digest, other = bytes(range(1, 33)), bytes(range(2, 34))
+    for known in (
+        digest,
+        digest[:8] + bytes(24),
+        bytes(16) + digest[16:20] + bytes(12),
+        bytes(16) + digest[16:],
+        digest[:16] + digest[16:20] + bytes(12),
     ):
-        assert dump.known_part(known) == part
+        assert dump.agrees(known, digest)
+        assert not dump.agrees(known, other)
+    assert dump.agrees(bytes(32), digest), "nothing is known of it"
+    assert not dump.agrees(digest[:16] + other[16:], digest)

@@ -53,6 +53,7 @@ def test_a_database_whose_end_is_missing_is_found(tmp_path: Path, lost: int) -> 
 
 def test_a_flipped_bit_in_the_log_is_found(tmp_path: Path) -> None:
     index = Index(tmp_path)
+    index.checkpoint()
     fill(index)
     index.execute("PRAGMA shrink_memory")
     expected = rows(index)
