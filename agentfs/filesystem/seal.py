@@ -537,7 +537,7 @@ class Sealer:
         if content is not None:
             self._contents.reference(content)
             if self._contents.is_damaged(content):
-                self._contents.rewrite(content, self._recipe(snapshot, ids))
+                self._contents.rewrite(content, snapshot.digest, self._recipe(snapshot, ids))
             return content
         recipe = self._recipe(snapshot, ids)
         return self._contents.add(

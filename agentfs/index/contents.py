@@ -103,14 +103,17 @@ class Contents:
         index.transaction.on_rollback = self._load_damaged
 
     def find(self, digest: bytes) -> int | None:
-        """The content with this BLAKE3 digest."""
+        """The content with this BLAKE3 digest.
+
+        One that is a chunk whose digest is lost is found by the second half: as for chunks, 16
+        bytes do.
+        """
         rows = self._execute(
             "SELECT id, digest, recipe FROM content WHERE substr(digest, -16, 4) = ?",
             (digest[_IN_HALF],),
         )
-        return next(
-            (id_ for id_, kept, recipe in rows if self._whole(kept, recipe) == digest), None
-        )
+        named = {self._whole(kept, recipe): id_ for id_, kept, recipe in rows}
+        return named.get(digest, named.get(UNKNOWN_CHUNK_DIGEST + digest[_HALF_BYTES:]))
 
     def find_whole(self, digests: set[bytes]) -> set[bytes]:
         """Those that are contents, and not known to be damaged."""
@@ -458,9 +461,9 @@ class Contents:
         rows = self._execute(f"SELECT id FROM chunk WHERE block = {NO_BLOCK}")  # by its own index
         return [row[0] for row in rows]
 
-    def rewrite(self, content: int, recipe: bytes) -> None:
-        """Give a damaged content another recipe for the same bytes."""
-        digest, _, old, _ = self.get(content)
+    def rewrite(self, content: int, digest: bytes, recipe: bytes) -> None:
+        """Give a damaged content another recipe for the same bytes, which have this digest."""
+        old = self.get(content)[2]
         self._set_recipe(content, digest, recipe)
         for change, chunks in ((1, chunk_ids(recipe)), (-1, chunk_ids(old))):
             self._executemany(

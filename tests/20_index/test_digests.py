@@ -9,6 +9,7 @@ import pytest
 
 from agentfs.chunks.recipe import encode
 from agentfs.index import Index
+from agentfs.index.mend import mend
 from agentfs.model import NewBlock
 
 ONE, OTHER = bytes(range(32)), bytes(range(100, 132))
@@ -69,15 +70,32 @@ def test_all_is_kept_of_others(index: Index) -> None:
     assert index.contents.find(ONE) == two
 
 
+def first_chunk(index: Index, content: int) -> int:
+    return int.from_bytes(index.contents.get(content)[2][:4], "little")
+
+
 def test_one_that_gets_other_chunks_keeps_its_digest(index: Index) -> None:
     one, other, third = add(index, ONE, OTHER, SAME_END)
-    chunks = [int.from_bytes(index.contents.get(content)[2][:4], "little") for content in (other,)]
     with index.transaction:
-        index.contents.rewrite(one, encode([(chunks[0], 500)]))
+        index.contents.rewrite(one, ONE, encode([(first_chunk(index, other), 500)]))
         index.contents.condemn(third)
     assert index.contents.find(ONE) == one
     assert index.contents.find(SAME_END) == third
     assert index.contents.get(one)[0] == ONE
+
+
+def test_one_whose_chunk_is_lost_is_found_and_whole_when_it_is_written_again(index: Index) -> None:
+    one, other = add(index, ONE, OTHER)
+    with index.transaction:
+        index.execute("DELETE FROM chunk WHERE id = ?", (first_chunk(index, one),))
+        mend(index)
+    assert index.contents.is_damaged(one)
+    assert index.contents.find(ONE) == one
+    assert index.contents.find_whole({ONE, OTHER}) == {OTHER}
+    with index.transaction:
+        index.contents.rewrite(one, ONE, encode([(first_chunk(index, other), 500)]))
+    assert index.contents.get(one)[0] == ONE
+    assert index.contents.find_whole({ONE}) == {ONE}
 
 
 def test_contents_of_before_are_found(index: Index) -> None:
