@@ -11,14 +11,17 @@ from agentfs.chunks._native import (
     CUT_HUGE,
     CUT_LARGE,
     CUT_SMALL,
+    DICTIONARY_MAX,
     PARAMETER_SETS,
     CorruptBlock,
     NewerFormat,
     Store,
+    compressed_bytes,
     crc32c,
     cut,
     fallocate,
     params_for_size,
+    train_dictionary,
 )
 
 __all__ = [
@@ -27,12 +30,15 @@ __all__ = [
     "CUT_HUGE",
     "CUT_LARGE",
     "CUT_SMALL",
+    "DICTIONARY_MAX",
     "PARAMETER_SETS",
     "CorruptBlock",
     "NewerFormat",
     "Store",
+    "compressed_bytes",
     "crc32c",
     "cut",
     "fallocate",
     "params_for_size",
+    "train_dictionary",
 ]

@@ -106,7 +106,7 @@ def size_bytes(store: Path) -> int:
 def _checked(segments: Store, number: int) -> list[tuple[int, int]] | None:
     """(offset, raw bytes) of each batch of a copy; None: it does not hold."""
     try:
-        places = [(offset, raw) for offset, raw, _, _ in segments.blocks(number)]
+        places = [(offset, raw) for offset, raw, *_ in segments.blocks(number)]
         *batches, end = places
         hasher = blake3()
         for offset, raw in batches:

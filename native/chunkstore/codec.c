@@ -95,13 +95,15 @@ void codec_return(struct codec_pool *pool, struct codec *codec)
 
 /* One frame of level into codec->stored. */
 static enum status compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
-                            const struct pace *pace, size_t *stored)
+                            encoder *dictionary, const struct pace *pace, size_t *stored)
 {
     ZSTD_outBuffer out = {codec->stored.bytes, codec->stored.capacity, 0};
     ZSTD_inBuffer in = {raw, 0, 0};
 
     ZSTD_CCtx_reset(codec->compressor, ZSTD_reset_session_only);
     ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_compressionLevel, level);
+    ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_dictIDFlag, 0); /* the block header has it */
+    ZSTD_CCtx_refCDict(codec->compressor, dictionary);
     if (pace == NULL) {
         out.pos = ZSTD_compress2(codec->compressor, out.dst, out.size, raw, raw_bytes);
         *stored = out.pos;
@@ -127,8 +129,8 @@ static enum status compress(struct codec *codec, const uint8_t *raw, size_t raw_
 }
 
 enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
-                           const struct pace *pace, struct block_header *header,
-                           const uint8_t **payload)
+                           encoder *dictionary, const struct pace *pace,
+                           struct block_header *header, const uint8_t **payload)
 {
     size_t stored = raw_bytes;
 
@@ -140,11 +142,16 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
         if (codec->compressor == NULL ||
             !buffer_reserve(&codec->stored, ZSTD_compressBound(raw_bytes)))
             return STATUS_NO_MEMORY;
-        bool is_strong = level > PROBE_ABOVE_LEVEL;
-        enum status status =
-            compress(codec, raw, raw_bytes, is_strong ? PROBE_LEVEL : level, pace, &stored);
-        if (status == STATUS_OK && is_strong && stored * 100 < raw_bytes * HOPELESS_PERCENT)
-            status = compress(codec, raw, raw_bytes, level, pace, &stored);
+        bool is_hopeless = false;
+        enum status status = STATUS_OK;
+        if (level > PROBE_ABOVE_LEVEL) {
+            status = compress(codec, raw, raw_bytes, PROBE_LEVEL, NULL, pace, &stored);
+            is_hopeless = stored * 100 >= raw_bytes * HOPELESS_PERCENT;
+        }
+        if (is_hopeless)
+            dictionary = NULL;
+        else if (status == STATUS_OK)
+            status = compress(codec, raw, raw_bytes, level, dictionary, pace, &stored);
         if (status != STATUS_OK)
             return status;
     }
@@ -153,9 +160,12 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
     *payload = codec->stored.bytes;
     if (stored >= raw_bytes - (raw_bytes >> WORTH_SHIFT)) {
         header->codec = CODEC_RAW;
+        dictionary = NULL;
         stored = raw_bytes;
         *payload = raw;
     }
+    if (dictionary == NULL)
+        header->dictionary = 0;
     header->raw_bytes = (uint32_t)raw_bytes;
     header->stored_bytes = (uint32_t)stored;
     header->payload_crc = crc32c(0, *payload, stored);
@@ -163,22 +173,25 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
 }
 
 enum status codec_decompress(struct codec *codec, const struct block_header *header,
-                             const uint8_t *payload, uint8_t *raw)
+                             decoder *dictionary, const uint8_t *payload, uint8_t *raw)
 {
     if (header->codec == CODEC_RAW) {
         memcpy(raw, payload, header->raw_bytes);
         return STATUS_OK;
     }
     if (ZSTD_getFrameContentSize(payload, header->stored_bytes) != header->raw_bytes ||
-        ZSTD_findFrameCompressedSize(payload, header->stored_bytes) != header->stored_bytes)
+        ZSTD_findFrameCompressedSize(payload, header->stored_bytes) != header->stored_bytes ||
+        ZSTD_getDictID_fromFrame(payload, header->stored_bytes) != 0)
         return STATUS_CORRUPT_PAYLOAD;
+    if (header->dictionary && dictionary == NULL)
+        return STATUS_NO_DICTIONARY;
     if (codec->decompressor == NULL)
         codec->decompressor = ZSTD_createDCtx();
     if (codec->decompressor == NULL)
         return STATUS_NO_MEMORY;
 
-    size_t got = ZSTD_decompressDCtx(codec->decompressor, raw, header->raw_bytes, payload,
-                                     header->stored_bytes);
+    size_t got = ZSTD_decompress_usingDDict(codec->decompressor, raw, header->raw_bytes, payload,
+                                            header->stored_bytes, dictionary);
     if (ZSTD_isError(got) && ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
         return STATUS_NO_MEMORY;
     return got == header->raw_bytes ? STATUS_OK : STATUS_CORRUPT_PAYLOAD;

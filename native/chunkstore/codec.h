@@ -30,17 +30,22 @@ void codec_pool_free(struct codec_pool *pool);
 struct codec *codec_borrow(struct codec_pool *pool);
 void codec_return(struct codec_pool *pool, struct codec *codec);
 
+/* NULL: none. */
+typedef const struct ZSTD_CDict_s encoder;
+typedef const struct ZSTD_DDict_s decoder;
+
 /*
  * Level 0 means do not compress. Fills all of header but chunks; *payload points into codec->stored
- * or is raw itself. With a pace (NULL: none) it works in steps of about 30 ms at level 19, and
- * returns STATUS_STOPPED when the pace says so.
+ * or is raw itself. The encoder is of that level and of the dictionary that header has the number
+ * of, which becomes 0 if it was no use. With a pace (NULL: none) it works in steps of about 30 ms
+ * at level 19, and returns STATUS_STOPPED when the pace says so.
  */
 enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
-                           const struct pace *pace, struct block_header *header,
-                           const uint8_t **payload);
+                           encoder *dictionary, const struct pace *pace,
+                           struct block_header *header, const uint8_t **payload);
 
 /* raw has room for header->raw_bytes. The payload's CRC has been checked. */
 enum status codec_decompress(struct codec *codec, const struct block_header *header,
-                             const uint8_t *payload, uint8_t *raw);
+                             decoder *dictionary, const uint8_t *payload, uint8_t *raw);
 
 #endif

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "files.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -11,21 +12,97 @@
 #include <unistd.h>
 
 #include "io.h"
-#include "segment.h"
 
-void files_name(uint64_t number, char *name)
+void files_name(uint64_t number, const char *suffix, char *name)
 {
-    snprintf(name, FILES_NAME_BYTES, "%016" PRIx64 SEGMENT_SUFFIX, number);
+    snprintf(name, FILES_NAME_BYTES, "%016" PRIx64 "%s", number, suffix);
 }
 
-uint64_t files_number(const char *name)
+uint64_t files_number(const char *name, const char *suffix)
 {
     uint64_t number = 0;
     size_t digits = strspn(name, "0123456789abcdef");
-    if (digits != SEGMENT_NAME_DIGITS || strcmp(name + digits, SEGMENT_SUFFIX) != 0)
+    if (digits != SEGMENT_NAME_DIGITS || strcmp(name + digits, suffix) != 0)
         return 0;
     sscanf(name, "%16" SCNx64, &number);
     return number > SEGMENT_NUMBER_MAX ? 0 : number;
+}
+
+static int by_number(const void *left, const void *right)
+{
+    const struct store_segment *a = left;
+    const struct store_segment *b = right;
+    return (a->number > b->number) - (a->number < b->number);
+}
+
+/* Opens the directory anew: dup() would share the position of the listing with other threads. */
+static DIR *open_listing(int directory)
+{
+    int fd = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return NULL;
+    DIR *listing = fdopendir(fd);
+    if (listing == NULL)
+        close(fd);
+    return listing;
+}
+
+enum status files_list(int directory, const char *suffix, struct evidence *evidence,
+                       struct store_segment **segments, size_t *count)
+{
+    enum status status = STATUS_OK;
+    struct store_segment *list = NULL;
+    size_t used = 0;
+    size_t room = 0;
+
+    *evidence = (struct evidence){0};
+    DIR *listing = open_listing(directory);
+    if (listing == NULL)
+        goto failed;
+    for (;;) {
+        errno = 0;
+        struct dirent *entry = readdir(listing);
+        if (entry == NULL && errno)
+            goto failed;
+        if (entry == NULL)
+            break;
+        struct stat facts;
+        uint64_t number = files_number(entry->d_name, suffix);
+        if (number == 0)
+            continue;
+        if (fstatat(directory, entry->d_name, &facts, AT_SYMLINK_NOFOLLOW) != 0) {
+            if (errno == ENOENT) /* removed since */
+                continue;
+            goto failed;
+        }
+        if (!S_ISREG(facts.st_mode))
+            continue;
+        if (used == room) {
+            room = room ? 2 * room : 64;
+            struct store_segment *grown = realloc(list, room * sizeof *list);
+            if (grown == NULL) {
+                status = STATUS_NO_MEMORY;
+                goto free_list;
+            }
+            list = grown;
+        }
+        list[used++] = (struct store_segment){number, (uint64_t)facts.st_size};
+    }
+    closedir(listing);
+    if (used > 1)
+        qsort(list, used, sizeof *list, by_number);
+    *segments = list;
+    *count = used;
+    return STATUS_OK;
+
+failed:
+    evidence->error = errno;
+    status = STATUS_ERRNO;
+free_list:
+    if (listing)
+        closedir(listing);
+    free(list);
+    return status;
 }
 
 bool files_init(struct segment_files *files, int directory, size_t limit)
@@ -109,7 +186,7 @@ static enum status open_checked(struct segment_files *files, uint64_t number, in
     enum status status = STATUS_ERRNO;
 
     *evidence = (struct evidence){.segment = number};
-    files_name(number, name);
+    files_name(number, SEGMENT_SUFFIX, name);
     view.fd = openat(files->directory, name, flags | O_CLOEXEC | O_NOFOLLOW);
     if (view.fd < 0) {
         evidence->error = errno;
@@ -173,7 +250,7 @@ enum status files_create(struct segment_files *files, uint64_t number, struct ev
     enum status status = STATUS_ERRNO;
 
     *evidence = (struct evidence){.segment = number};
-    files_name(number, name);
+    files_name(number, SEGMENT_SUFFIX, name);
     int fd = openat(files->directory, SEGMENT_UNNAMED,
                     O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) {

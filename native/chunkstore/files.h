@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "lru.h"
+#include "segment.h"
 #include "status.h"
 
 struct segment_file {
@@ -49,9 +50,13 @@ void files_forget(struct segment_files *files, uint64_t number);
 
 /* name has room for FILES_NAME_BYTES. */
 enum { FILES_NAME_BYTES = 24 };
-void files_name(uint64_t number, char *name);
+void files_name(uint64_t number, const char *suffix, char *name);
 
-/* 0 when the name is not that of a segment. */
-uint64_t files_number(const char *name);
+/* 0 when the name is not a number with that suffix. */
+uint64_t files_number(const char *name, const char *suffix);
+
+/* The files so named, sorted by number. *list is malloc'ed, or NULL when there are none. */
+enum status files_list(int directory, const char *suffix, struct evidence *evidence,
+                       struct store_segment **list, size_t *count);
 
 #endif

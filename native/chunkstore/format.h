@@ -5,11 +5,14 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define SEGMENT_MAGIC  "agentSEG"
-#define BLOCK_MAGIC    "aBLK"
-#define SEGMENT_SUFFIX ".seg"
+#define SEGMENT_MAGIC     "agentSEG"
+#define BLOCK_MAGIC       "aBLK"
+#define SEGMENT_SUFFIX    ".seg"
+#define DICTIONARY_SUFFIX ".dict"
+#define DICTIONARY_TWIN   ".twin"
 
 #define SEGMENT_UNNAMED    "new"
+#define DICTIONARY_UNNAMED "new.dict"
 #define SEGMENT_NUMBER_MAX INT64_MAX
 
 enum {
@@ -17,7 +20,10 @@ enum {
     BLOCK_VERSION = 1,
     BLOCK_RAW_MAX = 8 << 20,
     SEGMENT_NAME_DIGITS = 16,
+    DICTIONARY_MAX = 1 << 20,
 };
+
+#define DICTIONARY_NUMBER_MAX INT32_MAX
 
 enum block_codec {
     CODEC_RAW = 0,
@@ -43,8 +49,8 @@ enum block_layout {
     BLOCK_AT_RAW = BLOCK_AT_FLAGS + 2,
     BLOCK_AT_STORED = BLOCK_AT_RAW + 4,
     BLOCK_AT_CHUNKS = BLOCK_AT_STORED + 4,
-    BLOCK_AT_RESERVED = BLOCK_AT_CHUNKS + 4,
-    BLOCK_AT_PAYLOAD_CRC = BLOCK_AT_RESERVED + 4,
+    BLOCK_AT_DICTIONARY = BLOCK_AT_CHUNKS + 4,
+    BLOCK_AT_PAYLOAD_CRC = BLOCK_AT_DICTIONARY + 4,
     BLOCK_AT_HEADER_CRC = BLOCK_AT_PAYLOAD_CRC + 4,
     BLOCK_HEADER_BYTES = BLOCK_AT_HEADER_CRC + 4,
 };
@@ -58,6 +64,7 @@ static_assert(BLOCK_AT_CODEC == 5, "docs/FORMAT.md, block header");
 static_assert(BLOCK_AT_RAW == 8, "docs/FORMAT.md, block header");
 static_assert(BLOCK_AT_STORED == 12, "docs/FORMAT.md, block header");
 static_assert(BLOCK_AT_CHUNKS == 16, "docs/FORMAT.md, block header");
+static_assert(BLOCK_AT_DICTIONARY == 20, "docs/FORMAT.md, block header");
 static_assert(BLOCK_AT_PAYLOAD_CRC == 24, "docs/FORMAT.md, block header");
 static_assert(BLOCK_AT_HEADER_CRC == 28, "docs/FORMAT.md, block header");
 static_assert(BLOCK_HEADER_BYTES == 32, "docs/FORMAT.md, block header");

@@ -52,7 +52,7 @@ void block_header_encode(uint8_t bytes[BLOCK_HEADER_BYTES], const struct block_h
     store32(bytes + BLOCK_AT_RAW, header->raw_bytes);
     store32(bytes + BLOCK_AT_STORED, header->stored_bytes);
     store32(bytes + BLOCK_AT_CHUNKS, header->chunks);
-    store32(bytes + BLOCK_AT_RESERVED, 0);
+    store32(bytes + BLOCK_AT_DICTIONARY, header->dictionary);
     store32(bytes + BLOCK_AT_PAYLOAD_CRC, header->payload_crc);
     store32(bytes + BLOCK_AT_HEADER_CRC, block_header_crc(bytes, number, offset));
 }
@@ -64,7 +64,7 @@ enum status block_header_decode(const uint8_t bytes[BLOCK_HEADER_BYTES], uint64_
         load32(bytes + BLOCK_AT_HEADER_CRC) != block_header_crc(bytes, number, offset))
         return STATUS_CORRUPT_HEADER;
     if (bytes[BLOCK_AT_VERSION] != BLOCK_VERSION || bytes[BLOCK_AT_CODEC] > CODEC_ZSTD ||
-        load16(bytes + BLOCK_AT_FLAGS) != 0 || load32(bytes + BLOCK_AT_RESERVED) != 0)
+        load16(bytes + BLOCK_AT_FLAGS) != 0)
         return STATUS_NEWER;
 
     struct block_header h = {
@@ -72,12 +72,14 @@ enum status block_header_decode(const uint8_t bytes[BLOCK_HEADER_BYTES], uint64_
         .raw_bytes = load32(bytes + BLOCK_AT_RAW),
         .stored_bytes = load32(bytes + BLOCK_AT_STORED),
         .chunks = load32(bytes + BLOCK_AT_CHUNKS),
+        .dictionary = load32(bytes + BLOCK_AT_DICTIONARY),
         .payload_crc = load32(bytes + BLOCK_AT_PAYLOAD_CRC),
     };
     if (h.raw_bytes > BLOCK_RAW_MAX)
         return STATUS_TOO_LARGE;
     if (h.raw_bytes == 0 || h.stored_bytes == 0 || h.stored_bytes > h.raw_bytes || h.chunks == 0 ||
-        h.chunks > h.raw_bytes || (h.codec == CODEC_RAW && h.stored_bytes != h.raw_bytes))
+        h.chunks > h.raw_bytes || h.dictionary > DICTIONARY_NUMBER_MAX ||
+        (h.codec == CODEC_RAW && (h.stored_bytes != h.raw_bytes || h.dictionary != 0)))
         return STATUS_CORRUPT_HEADER;
     *header = h;
     return STATUS_OK;

@@ -15,6 +15,7 @@ struct block_header {
     uint32_t raw_bytes;
     uint32_t stored_bytes; /* payload only */
     uint32_t chunks;
+    uint32_t dictionary; /* number; 0: none */
     uint32_t payload_crc;
 };
 
@@ -32,6 +33,11 @@ struct segment_view {
     int fd; /* borrowed */
     uint64_t number;
     uint64_t end;
+};
+
+struct store_segment {
+    uint64_t number;
+    uint64_t file_bytes;
 };
 
 /* Memory that grows and is used again. */

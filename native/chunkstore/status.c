@@ -23,6 +23,8 @@ const char *status_reason(enum status status)
         return "block is not cached";
     case STATUS_NEWER:
         return "written by a newer version";
+    case STATUS_NO_DICTIONARY:
+        return "its dictionary is lost";
     case STATUS_STOPPED:
         return "background work was stopped";
     }

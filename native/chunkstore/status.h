@@ -15,6 +15,7 @@ enum status {
     STATUS_OUTSIDE,         /* a piece reaches beyond the raw block */
     STATUS_NOT_CACHED,      /* asked for cached blocks only, and one is not; not a fault */
     STATUS_NEWER,           /* valid, but of a version this code does not know */
+    STATUS_NO_DICTIONARY,   /* a block needs one of which no copy can be read */
     STATUS_STOPPED,         /* background work was told to stop; nothing was written */
 };
 

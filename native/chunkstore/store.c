@@ -1,88 +1,18 @@
 #define _GNU_SOURCE
 #include "store_state.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { IDLE_FILES = 128 };
 
-static int by_number(const void *left, const void *right)
-{
-    const struct store_segment *a = left;
-    const struct store_segment *b = right;
-    return (a->number > b->number) - (a->number < b->number);
-}
-
-/* Opens the directory anew: dup() would share the position of the listing with other threads. */
-static DIR *open_listing(int directory)
-{
-    int fd = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return NULL;
-    DIR *listing = fdopendir(fd);
-    if (listing == NULL)
-        close(fd);
-    return listing;
-}
-
 enum status store_segments(struct store *store, struct evidence *evidence,
                            struct store_segment **segments, size_t *count)
 {
-    enum status status = STATUS_OK;
-    struct store_segment *list = NULL;
-    size_t used = 0;
-    size_t room = 0;
-
-    *evidence = (struct evidence){0};
-    DIR *listing = open_listing(store->directory);
-    if (listing == NULL)
-        return failed(evidence, errno);
-    for (;;) {
-        errno = 0;
-        struct dirent *entry = readdir(listing);
-        if (entry == NULL) {
-            if (errno)
-                status = failed(evidence, errno);
-            break;
-        }
-        struct stat facts;
-        uint64_t number = files_number(entry->d_name);
-        if (number == 0)
-            continue;
-        if (fstatat(store->directory, entry->d_name, &facts, AT_SYMLINK_NOFOLLOW) != 0) {
-            if (errno == ENOENT) /* removed since */
-                continue;
-            status = failed(evidence, errno);
-            break;
-        }
-        if (!S_ISREG(facts.st_mode))
-            continue;
-        if (used == room) {
-            room = room ? 2 * room : 64;
-            struct store_segment *grown = realloc(list, room * sizeof *list);
-            if (grown == NULL) {
-                status = STATUS_NO_MEMORY;
-                break;
-            }
-            list = grown;
-        }
-        list[used++] = (struct store_segment){number, (uint64_t)facts.st_size};
-    }
-    closedir(listing);
-    if (status != STATUS_OK) {
-        free(list);
-        return status;
-    }
-    if (used > 1)
-        qsort(list, used, sizeof *list, by_number);
-    *segments = list;
-    *count = used;
-    return STATUS_OK;
+    return files_list(store->directory, SEGMENT_SUFFIX, evidence, segments, count);
 }
 
 /* Continues the last segment if it is small and clean. Whatever is wrong with it is left for others
@@ -155,6 +85,9 @@ enum status store_open(const char *directory, const struct store_options *option
     if (!files_init(&store->files, store->directory, IDLE_FILES))
         goto free_cache;
     codec_pool_init(&store->codecs);
+    if (!dictionaries_init(&store->dictionaries, store->directory, store->read_only,
+                           &store->codecs))
+        goto free_files;
     store_set_pace(store, PACE_FULL);
     pthread_mutex_init(&store->sync_lock, NULL);
     pthread_mutex_init(&store->append_lock, NULL);
@@ -169,6 +102,8 @@ enum status store_open(const char *directory, const struct store_options *option
 free_locks:
     pthread_mutex_destroy(&store->append_lock);
     pthread_mutex_destroy(&store->sync_lock);
+    dictionaries_free(&store->dictionaries);
+free_files:
     codec_pool_free(&store->codecs);
     files_free(&store->files);
 free_cache:
@@ -197,11 +132,35 @@ void store_close(struct store *store)
         files_release(&store->files, store->tail);
     pthread_mutex_destroy(&store->append_lock);
     pthread_mutex_destroy(&store->sync_lock);
+    dictionaries_free(&store->dictionaries);
     codec_pool_free(&store->codecs);
     files_free(&store->files);
     cache_free(&store->cache);
     close(store->directory);
     free(store);
+}
+
+enum status store_dictionaries(struct store *store, struct evidence *evidence,
+                               struct dictionary_facts **list, size_t *count)
+{
+    return dictionaries_check(&store->dictionaries, evidence, list, count);
+}
+
+enum status store_add_dictionary(struct store *store, uint8_t kind, const uint8_t *bytes,
+                                 size_t size, struct evidence *evidence, uint32_t *number)
+{
+    *evidence = (struct evidence){0};
+    if (store->read_only)
+        return failed(evidence, EROFS);
+    return dictionaries_add(&store->dictionaries, kind, bytes, size, evidence, number);
+}
+
+enum status store_remove_dictionary(struct store *store, uint32_t number, struct evidence *evidence)
+{
+    *evidence = (struct evidence){0};
+    if (store->read_only)
+        return failed(evidence, EROFS);
+    return dictionaries_remove(&store->dictionaries, number, evidence);
 }
 
 void store_drop_cache(struct store *store)

@@ -3,8 +3,10 @@
  * format.
  *
  * Every function may be called from any thread at any time between store_open and store_close.
- * Lock order: sync_lock, append_lock, then the lock of files, cache or codecs (never two of those).
- * Compression, decompression and reading happen under none of them, fdatasync under sync_lock only.
+ * Lock order: sync_lock, append_lock, then the lock of files, cache, codecs or dictionaries (never
+ * two of those). Compression, decompression and reading happen under none of them, fdatasync under
+ * sync_lock only. The lock under which dictionaries are written is held with none of the others but
+ * that of codecs.
  */
 #ifndef AGENTFS_STORE_H
 #define AGENTFS_STORE_H
@@ -13,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "dictionary.h"
 #include "segment.h"
 #include "status.h"
 
@@ -42,11 +45,6 @@ struct store_piece {
     uint32_t length;
 };
 
-struct store_segment {
-    uint64_t number;
-    uint64_t file_bytes;
-};
-
 struct store_stats {
     uint64_t cache_hits;
     uint64_t cache_misses;
@@ -64,9 +62,13 @@ enum status store_open(const char *directory, const struct store_options *option
 /* No other call may be under way. Does not sync. */
 void store_close(struct store *store);
 
-/* Appends one block of the chunks, concatenated. Not durable before a later store_sync. */
+/*
+ * Appends one block of the chunks, concatenated. Not durable before a later store_sync. With a
+ * dictionary (0: none) that is there: STATUS_NO_DICTIONARY if it is not.
+ */
 enum status store_put(struct store *store, const struct store_chunk *chunks, size_t count,
-                      int level, struct evidence *evidence, struct store_place *place);
+                      int level, uint32_t dictionary, struct evidence *evidence,
+                      struct store_place *place);
 
 /*
  * The same as background work: no faster than store_set_pace allows, all threads that pack together
@@ -108,6 +110,17 @@ enum status store_remove(struct store *store, uint64_t segment, struct evidence 
 
 /* Ends the tail: the next put goes to a new segment, of this number. */
 enum status store_roll(struct store *store, struct evidence *evidence, uint64_t *segment);
+
+/*
+ * Dictionaries, as dictionary.h says. Before one is removed no block may refer to it, and nobody
+ * may be about to write one.
+ */
+enum status store_dictionaries(struct store *store, struct evidence *evidence,
+                               struct dictionary_facts **list, size_t *count);
+enum status store_add_dictionary(struct store *store, uint8_t kind, const uint8_t *bytes,
+                                 size_t size, struct evidence *evidence, uint32_t *number);
+enum status store_remove_dictionary(struct store *store, uint32_t number,
+                                    struct evidence *evidence);
 
 void store_drop_cache(struct store *store);
 void store_stats(struct store *store, struct store_stats *stats);

@@ -116,10 +116,14 @@ static enum status gather(struct codec *codec, const struct store_chunk *chunks,
 }
 
 static enum status put(struct store *store, const struct store_chunk *chunks, size_t count,
-                       int level, const struct pace *pace, struct evidence *evidence,
-                       struct store_place *place)
+                       int level, struct digested *dictionary, const struct pace *pace,
+                       struct evidence *evidence, struct store_place *place)
 {
-    struct block_header header = {.chunks = (uint32_t)count};
+    struct block_header header = {
+        .chunks = (uint32_t)count,
+        .dictionary = dictionary ? (uint32_t)dictionary->node.high : 0,
+    };
+    encoder *encoder = dictionary ? dictionary->encoder : NULL;
     const uint8_t *raw;
     const uint8_t *payload;
     size_t raw_bytes;
@@ -132,7 +136,7 @@ static enum status put(struct store *store, const struct store_chunk *chunks, si
         return STATUS_NO_MEMORY;
     enum status status = gather(codec, chunks, count, &raw, &raw_bytes);
     if (status == STATUS_OK)
-        status = codec_compress(codec, raw, raw_bytes, level, pace, &header, &payload);
+        status = codec_compress(codec, raw, raw_bytes, level, encoder, pace, &header, &payload);
     if (status == STATUS_OK) {
         pthread_mutex_lock(&store->append_lock);
         status = append(store, &header, payload, evidence, place);
@@ -148,15 +152,27 @@ static enum status put(struct store *store, const struct store_chunk *chunks, si
 }
 
 enum status store_put(struct store *store, const struct store_chunk *chunks, size_t count,
-                      int level, struct evidence *evidence, struct store_place *place)
+                      int level, uint32_t dictionary, struct evidence *evidence,
+                      struct store_place *place)
 {
-    return put(store, chunks, count, level, NULL, evidence, place);
+    struct digested *digested = NULL;
+    enum status status = STATUS_OK;
+
+    *evidence = (struct evidence){0};
+    if (dictionary && level != 0)
+        status =
+            dictionaries_to_write(&store->dictionaries, dictionary, level, evidence, &digested);
+    if (status == STATUS_OK)
+        status = put(store, chunks, count, level, digested, NULL, evidence, place);
+    if (digested)
+        dictionaries_release(&store->dictionaries, digested);
+    return status;
 }
 
 enum status store_pack(struct store *store, const struct store_chunk *chunks, size_t count,
                        int level, struct evidence *evidence, struct store_place *place)
 {
-    return put(store, chunks, count, level, &store->pace, evidence, place);
+    return put(store, chunks, count, level, NULL, &store->pace, evidence, place);
 }
 
 void store_set_pace(struct store *store, int permille)

@@ -19,6 +19,24 @@ static enum status view_segment(struct store *store, const struct segment_file *
     return error ? failed(evidence, error) : STATUS_OK;
 }
 
+/* With the dictionary that the header names, if it names one. */
+static enum status decompress(struct store *store, struct codec *codec,
+                              const struct block_header *header, const uint8_t *payload,
+                              struct evidence *evidence, uint8_t *raw)
+{
+    struct digested *digested;
+
+    if (header->dictionary == 0)
+        return codec_decompress(codec, header, NULL, payload, raw);
+    enum status status =
+        dictionaries_to_read(&store->dictionaries, header->dictionary, evidence, &digested);
+    if (status != STATUS_OK)
+        return status;
+    status = codec_decompress(codec, header, digested->decoder, payload, raw);
+    dictionaries_release(&store->dictionaries, digested);
+    return status;
+}
+
 static enum status load_block(void *context, uint64_t segment, uint64_t offset,
                               struct evidence *evidence, uint8_t **raw, uint32_t *raw_bytes)
 {
@@ -48,7 +66,7 @@ static enum status load_block(void *context, uint64_t segment, uint64_t offset,
         status = STATUS_NO_MEMORY;
         goto return_codec;
     }
-    status = codec_decompress(codec, &header, payload, bytes);
+    status = decompress(store, codec, &header, payload, evidence, bytes);
     if (status != STATUS_OK) {
         free(bytes);
         goto return_codec;
@@ -119,7 +137,9 @@ enum status store_walk(struct store *store, uint64_t segment, segment_visit *vis
 }
 
 struct verification {
+    struct store *store;
     struct codec *codec;
+    struct evidence *evidence;
     uint64_t blocks;
 };
 
@@ -132,7 +152,8 @@ static enum status verify_block(void *context, uint64_t offset, const struct blo
     (void)offset;
     if (!buffer_reserve(&codec->raw, header->raw_bytes))
         return STATUS_NO_MEMORY;
-    enum status status = codec_decompress(codec, header, payload, codec->raw.bytes);
+    enum status status = decompress(verification->store, codec, header, payload,
+                                    verification->evidence, codec->raw.bytes);
     if (status == STATUS_OK)
         verification->blocks++;
     return status;
@@ -148,7 +169,7 @@ enum status store_verify(struct store *store, uint64_t segment, struct evidence 
     enum status status = files_open(&store->files, segment, evidence, &file);
     if (status != STATUS_OK)
         return status;
-    struct verification verification = {codec_borrow(&store->codecs), 0};
+    struct verification verification = {store, codec_borrow(&store->codecs), evidence, 0};
     if (verification.codec == NULL) {
         status = STATUS_NO_MEMORY;
         goto release_file;

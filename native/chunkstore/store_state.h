@@ -8,6 +8,7 @@
 
 #include "cache.h"
 #include "codec.h"
+#include "dictionary.h"
 #include "files.h"
 #include "store.h"
 
@@ -18,6 +19,7 @@ struct store {
     struct segment_files files;
     struct block_cache cache;
     struct codec_pool codecs;
+    struct dictionaries dictionaries;
     struct pace pace;
 
     pthread_mutex_t sync_lock; /* held through a whole sync or remove */

@@ -122,7 +122,7 @@ static enum status remove_locked(struct store *store, uint64_t number, struct ev
     char name[FILES_NAME_BYTES];
     struct stat facts;
 
-    files_name(number, name);
+    files_name(number, SEGMENT_SUFFIX, name);
     if (fstatat(store->directory, name, &facts, AT_SYMLINK_NOFOLLOW) != 0)
         return failed(evidence, errno);
     enum status status = detach(store, number, evidence);

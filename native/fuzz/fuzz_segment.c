@@ -1,7 +1,8 @@
 /*
  * The segment reader on arbitrary files. The first byte chooses: an even one leaves the CRCs as
  * they are, an odd one mends those of everything that looks like a header, so that what lies behind
- * the checks is reached.
+ * the checks is reached. A block that holds a dictionary is that of all blocks behind it that name
+ * one.
  */
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -13,6 +14,7 @@
 #include "bytes.h"
 #include "codec.h"
 #include "crc32c.h"
+#include "dictionary.h"
 #include "segment.h"
 
 enum { NUMBER = 1 };
@@ -41,15 +43,30 @@ static void mend(uint8_t *file, size_t size)
     }
 }
 
+struct reading {
+    struct codec *codec;
+    ZSTD_DDict *dictionary;
+};
+
 static enum status decompress(void *context, uint64_t offset, const struct block_header *header,
                               const uint8_t *payload)
 {
-    struct codec *codec = context;
+    struct reading *reading = context;
     (void)offset;
     if (header->raw_bytes > BLOCK_RAW_MAX || header->stored_bytes > header->raw_bytes)
         abort();
     uint8_t *raw = malloc(header->raw_bytes); /* of the exact size, so that one byte more is seen */
-    enum status status = raw ? codec_decompress(codec, header, payload, raw) : STATUS_NO_MEMORY;
+    enum status status = STATUS_NO_MEMORY;
+    if (raw)
+        status = codec_decompress(reading->codec, header,
+                                  header->dictionary ? reading->dictionary : NULL, payload, raw);
+    if (status == STATUS_OK && header->dictionary == 0 &&
+        dictionary_check(raw, header->raw_bytes) == STATUS_OK) {
+        ZSTD_freeDDict(reading->dictionary);
+        reading->dictionary = ZSTD_createDDict(raw + 1, header->raw_bytes - 1);
+        if (reading->dictionary == NULL)
+            abort(); /* what passes the check is one to zstd */
+    }
     free(raw);
     return status;
 }
@@ -77,13 +94,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     free(file);
 
     codec_pool_init(&pool);
-    struct codec *codec = codec_borrow(&pool);
+    struct reading reading = {codec_borrow(&pool), NULL};
     struct segment_view view = {fd, NUMBER, size};
     enum status headers = segment_walk(&view, NULL, NULL, NULL, &evidence);
-    enum status whole = segment_walk(&view, &codec->stored, decompress, codec, &evidence);
+    enum status whole =
+        segment_walk(&view, &reading.codec->stored, decompress, &reading, &evidence);
     if (whole == STATUS_OK && headers != STATUS_OK)
         abort();
-    codec_return(&pool, codec);
+    ZSTD_freeDDict(reading.dictionary);
+    codec_return(&pool, reading.codec);
     codec_pool_free(&pool);
     return 0;
 }

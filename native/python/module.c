@@ -3,6 +3,7 @@
  */
 #define _GNU_SOURCE
 #include "store_type.h"
+#include "training.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -168,7 +169,8 @@ static int module_exec(PyObject *module)
         PyModule_AddIntConstant(module, "CUT_LARGE", CUTTER_LARGE) != 0 ||
         PyModule_AddIntConstant(module, "CUT_HUGE", CUTTER_HUGE) != 0 ||
         PyModule_AddIntConstant(module, "BLOCK_RAW_MAX", BLOCK_RAW_MAX) != 0 ||
-        PyModule_AddIntConstant(module, "BLOCK_HEADER_BYTES", BLOCK_HEADER_BYTES) != 0)
+        PyModule_AddIntConstant(module, "BLOCK_HEADER_BYTES", BLOCK_HEADER_BYTES) != 0 ||
+        PyModule_AddIntConstant(module, "DICTIONARY_MAX", DICTIONARY_MAX) != 0)
         return -1;
     return 0;
 }
@@ -193,6 +195,8 @@ static PyMethodDef module_methods[] = {
     {"params_for_size", module_params_for_size, METH_O, params_for_size_doc},
     {"cut", KEYWORDS(module_cut), cut_doc},
     {"crc32c", KEYWORDS(module_crc32c), crc32c_doc},
+    {"train_dictionary", training_train, METH_VARARGS, training_train_doc},
+    {"compressed_bytes", training_measure, METH_VARARGS, training_measure_doc},
     {"fallocate", module_fallocate, METH_VARARGS, fallocate_doc},
     {0},
 };

@@ -244,11 +244,9 @@ fail:
     return false;
 }
 
-typedef enum status append_block(struct store *, const struct store_chunk *, size_t, int,
-                                 struct evidence *, struct store_place *);
-
+/* dictionary is NULL for background work, which uses none. */
 static PyObject *append_chunks(struct store_object *self, PyObject *sequence, int level,
-                               append_block *append)
+                               const unsigned int *dictionary)
 {
     struct held_chunks held;
     struct store_place place;
@@ -261,8 +259,12 @@ static PyObject *append_chunks(struct store_object *self, PyObject *sequence, in
         return NULL;
     bool is_done = call_begin(self, &call);
     if (is_done) {
-        call.status =
-            append(call.store, held.chunks, (size_t)held.count, level, &call.evidence, &place);
+        if (dictionary)
+            call.status = store_put(call.store, held.chunks, (size_t)held.count, level, *dictionary,
+                                    &call.evidence, &place);
+        else
+            call.status = store_pack(call.store, held.chunks, (size_t)held.count, level,
+                                     &call.evidence, &place);
         is_done = call_end(self, &call);
     }
     held_release(&held);
@@ -274,13 +276,15 @@ static PyObject *append_chunks(struct store_object *self, PyObject *sequence, in
 
 static PyObject *store_put_method(struct store_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"chunks", "level", NULL};
+    static char *names[] = {"chunks", "level", "dictionary", NULL};
     PyObject *sequence;
+    unsigned int dictionary = 0;
     int level;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Oi:put", names, &sequence, &level))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Oi|I:put", names, &sequence, &level,
+                                     &dictionary))
         return NULL;
-    return append_chunks(self, sequence, level, store_put);
+    return append_chunks(self, sequence, level, &dictionary);
 }
 
 static PyObject *store_pack_method(struct store_object *self, PyObject *args, PyObject *keywords)
@@ -291,7 +295,7 @@ static PyObject *store_pack_method(struct store_object *self, PyObject *args, Py
 
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "Oi:pack", names, &sequence, &level))
         return NULL;
-    return append_chunks(self, sequence, level, store_pack);
+    return append_chunks(self, sequence, level, NULL);
 }
 
 static PyObject *store_set_pace_method(struct store_object *self, PyObject *arg)
@@ -407,6 +411,7 @@ struct block_row {
     uint32_t raw_bytes;
     uint32_t stored_bytes;
     uint32_t chunks;
+    uint32_t dictionary;
 };
 
 struct block_list {
@@ -429,8 +434,9 @@ static enum status collect_block(void *context, uint64_t offset, const struct bl
         list->rows = grown;
         list->room = room;
     }
-    list->rows[list->used++] = (struct block_row){
-        offset, header->raw_bytes, BLOCK_HEADER_BYTES + header->stored_bytes, header->chunks};
+    list->rows[list->used++] =
+        (struct block_row){offset, header->raw_bytes, BLOCK_HEADER_BYTES + header->stored_bytes,
+                           header->chunks, header->dictionary};
     return STATUS_OK;
 }
 
@@ -440,9 +446,9 @@ static PyObject *list_of_blocks(const struct block_list *list)
     for (size_t i = 0; result && i < list->used; i++) {
         const struct block_row *row = &list->rows[i];
         if (!append(result,
-                    Py_BuildValue("KIII", (unsigned long long)row->offset,
+                    Py_BuildValue("KIIII", (unsigned long long)row->offset,
                                   (unsigned int)row->raw_bytes, (unsigned int)row->stored_bytes,
-                                  (unsigned int)row->chunks)))
+                                  (unsigned int)row->chunks, (unsigned int)row->dictionary)))
             Py_CLEAR(result);
     }
     return result;
@@ -519,6 +525,63 @@ static PyObject *store_roll_method(struct store_object *self, PyObject *unused)
     return call_end(self, &call) ? PyLong_FromUnsignedLongLong(segment) : NULL;
 }
 
+/* --- dictionaries ------------------------------------------------------------------------------
+ */
+
+static PyObject *store_dictionaries_method(struct store_object *self, PyObject *unused)
+{
+    struct dictionary_facts *list;
+    struct call call;
+    size_t count;
+
+    (void)unused;
+    if (!call_begin(self, &call))
+        return NULL;
+    call.status = store_dictionaries(call.store, &call.evidence, &list, &count);
+    if (!call_end(self, &call))
+        return NULL;
+    PyObject *result = PyList_New(0);
+    for (size_t i = 0; result && i < count; i++) {
+        const struct dictionary_facts *one = &list[i];
+        if (!append(result, Py_BuildValue("IIIK", (unsigned int)one->number,
+                                          (unsigned int)one->kind, (unsigned int)one->good_copies,
+                                          (unsigned long long)one->file_bytes)))
+            Py_CLEAR(result);
+    }
+    free(list);
+    return result;
+}
+
+static PyObject *store_add_dictionary_method(struct store_object *self, PyObject *args)
+{
+    unsigned char kind;
+    uint32_t number;
+    Py_buffer bytes;
+    struct call call;
+
+    if (!PyArg_ParseTuple(args, "by*:add_dictionary", &kind, &bytes))
+        return NULL;
+    bool is_done = call_begin(self, &call);
+    if (is_done) {
+        call.status = store_add_dictionary(call.store, kind, bytes.buf, (size_t)bytes.len,
+                                           &call.evidence, &number);
+        is_done = call_end(self, &call);
+    }
+    PyBuffer_Release(&bytes);
+    return is_done ? PyLong_FromUnsignedLong(number) : NULL;
+}
+
+static PyObject *store_remove_dictionary_method(struct store_object *self, PyObject *args)
+{
+    unsigned int number;
+    struct call call;
+
+    if (!PyArg_ParseTuple(args, "I:remove_dictionary", &number) || !call_begin(self, &call))
+        return NULL;
+    call.status = store_remove_dictionary(call.store, number, &call.evidence);
+    return none_when(call_end(self, &call));
+}
+
 static PyObject *store_drop_cache_method(struct store_object *self, PyObject *unused)
 {
     struct call call;
@@ -569,14 +632,15 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     put_doc,
-    "put($self, /, chunks, level)\n--\n\n"
+    "put($self, /, chunks, level, dictionary=0)\n--\n\n"
     "Append one block of *chunks*, one behind the other.\n\n"
     "Returns (segment, offset of the block, bytes the segment grew by). The block can be read at "
     "once\n"
     "but is not durable before a later sync(). When writing fails the segment is as it was "
     "before.\n\n"
     ":param chunks: buffers, none empty, at most BLOCK_RAW_MAX bytes together\n"
-    ":param level: of zstd; 0 stores as is, as does every level when it would not shrink by 1/32");
+    ":param level: of zstd; 0 stores as is, as does every level when it would not shrink by 1/32\n"
+    ":param dictionary: number of one that is there, or 0");
 
 PyDoc_STRVAR(
     pack_doc,
@@ -607,10 +671,10 @@ PyDoc_STRVAR(
     "failed, nobody knows what the disk holds: each later sync() raises the same OSError until\n"
     "the segment is removed or the store reopened.");
 
-PyDoc_STRVAR(
-    blocks_doc,
-    "blocks($self, segment, /)\n--\n\n"
-    "(offset, raw bytes, stored bytes with header, chunks) of each block, from the headers alone.");
+PyDoc_STRVAR(blocks_doc, "blocks($self, segment, /)\n--\n\n"
+                         "(offset, raw bytes, stored bytes with header, chunks, dictionary or 0) "
+                         "of each block, from the\n"
+                         "headers alone.");
 
 PyDoc_STRVAR(
     verify_doc,
@@ -634,6 +698,25 @@ PyDoc_STRVAR(
     roll_doc,
     "roll($self, /)\n--\n\n"
     "End the segment being appended to. Returns the number of the one the next put() starts.");
+
+PyDoc_STRVAR(
+    dictionaries_doc,
+    "dictionaries($self, /)\n--\n\n"
+    "(number, kind, good copies, bytes of the files) of each dictionary, in order; both copies "
+    "are\n"
+    "read. A store that may write mends a damaged copy from the other one; of 0 good copies the\n"
+    "kind means nothing, and get() of blocks that need it raises CorruptBlock.");
+
+PyDoc_STRVAR(add_dictionary_doc,
+             "add_dictionary($self, kind, bytes, /)\n--\n\n"
+             "Keep two copies of a dictionary of train_dictionary(), durably; its number.\n\n"
+             ":param kind: 0 to 255, what it is for");
+
+PyDoc_STRVAR(
+    remove_dictionary_doc,
+    "remove_dictionary($self, number, /)\n--\n\n"
+    "Delete a dictionary. No block may refer to it, and no put() may be about to. The highest\n"
+    "stays, with EBUSY: a number never comes again.");
 
 PyDoc_STRVAR(drop_cache_doc, "drop_cache($self, /)\n--\n\n"
                              "Forget all decompressed blocks.");
@@ -662,6 +745,10 @@ static PyMethodDef store_methods[] = {
     {"segments", (PyCFunction)store_segments_method, METH_NOARGS, segments_doc},
     {"remove", (PyCFunction)store_remove_method, METH_O, remove_doc},
     {"roll", (PyCFunction)store_roll_method, METH_NOARGS, roll_doc},
+    {"dictionaries", (PyCFunction)store_dictionaries_method, METH_NOARGS, dictionaries_doc},
+    {"add_dictionary", (PyCFunction)store_add_dictionary_method, METH_VARARGS, add_dictionary_doc},
+    {"remove_dictionary", (PyCFunction)store_remove_dictionary_method, METH_VARARGS,
+     remove_dictionary_doc},
     {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, drop_cache_doc},
     {"stats", (PyCFunction)store_stats_method, METH_NOARGS, stats_doc},
     {"close", (PyCFunction)store_close_method, METH_NOARGS, close_doc},

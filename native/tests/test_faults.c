@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "store.h"
+#include "trainer.h"
 
 enum { BLOCK = 50000 };
 
@@ -128,7 +129,7 @@ static struct store *open_store(const char *directory)
 static struct store_place put(struct store *store)
 {
     struct store_place place;
-    CHECK(store_put(store, &chunk, 1, 1, &evidence, &place) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &place) == STATUS_OK);
     return place;
 }
 
@@ -156,7 +157,7 @@ static void a_full_disk_leaves_the_segment_as_it_was(void)
     for (int part = 0; part < 2; part++) {
         write_fault = 1;
         write_fault_bytes = 20 * part;
-        CHECK(store_put(store, &chunk, 1, 1, &evidence, &place) == STATUS_ERRNO);
+        CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &place) == STATUS_ERRNO);
         CHECK(evidence.error == ENOSPC && blocks_in(store, 1) == 1);
     }
     place = put(store);
@@ -174,7 +175,7 @@ static void a_full_disk_leaves_no_file_without_header(void)
     struct store_segment *segments;
     size_t count;
     write_fault = 1;
-    CHECK(store_put(store, &chunk, 1, 1, &evidence, &place) == STATUS_ERRNO);
+    CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &place) == STATUS_ERRNO);
     CHECK(evidence.error == ENOSPC);
     CHECK(store_segments(store, &evidence, &segments, &count) == STATUS_OK && count == 0);
     free(segments);
@@ -193,7 +194,7 @@ static void nothing_follows_a_torn_block(void)
     write_fault = 1;
     write_fault_bytes = 20;
     truncate_fault = 1;
-    CHECK(store_put(store, &chunk, 1, 1, &evidence, &place) == STATUS_ERRNO);
+    CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &place) == STATUS_ERRNO);
     CHECK(evidence.error == ENOSPC);
     CHECK(put(store).segment == 2);
     CHECK(holds(store, first));
@@ -300,12 +301,94 @@ static void sync_waits_for_a_sync_under_way_and_shares_its_fate(void)
     check_remove(directory);
 }
 
+/* Of samples that have something in common. */
+static size_t train(uint8_t *into, size_t capacity)
+{
+    static uint8_t samples[200 * 200];
+    size_t sizes[200];
+    size_t size;
+    for (size_t i = 0; i < 200; i++) {
+        memcpy(samples + i * 200, bytes + (i % 7) * 100, 200);
+        sizes[i] = 200;
+    }
+    CHECK(trainer_train(samples, sizes, 200, into, capacity, &size) == STATUS_OK && size > 0);
+    return size;
+}
+
+static enum status add_dictionary(struct store *store, uint32_t *number)
+{
+    uint8_t trained[1000];
+    size_t size = train(trained, sizeof trained);
+    return store_add_dictionary(store, 0, trained, size, &evidence, number);
+}
+
+static size_t count_dictionaries(struct store *store, unsigned good_copies)
+{
+    struct dictionary_facts *list;
+    size_t count;
+    CHECK(store_dictionaries(store, &evidence, &list, &count) == STATUS_OK);
+    for (size_t i = 0; i < count; i++)
+        CHECK(list[i].good_copies == good_copies);
+    free(list);
+    return count;
+}
+
+/* Two writes, and an fsync of the file and of the directory for each. */
+static void a_dictionary_is_kept_twice_or_not_at_all(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory);
+    uint32_t number;
+    for (int n = 1; n <= 4; n++) {
+        directory_sync_fault = n;
+        CHECK(add_dictionary(store, &number) == STATUS_ERRNO && evidence.error == EIO);
+        CHECK(directory_sync_fault == 0 && count_dictionaries(store, 2) == 0);
+    }
+    for (int n = 1; n <= 2; n++) {
+        write_fault = n;
+        write_fault_bytes = 20;
+        CHECK(add_dictionary(store, &number) == STATUS_ERRNO && evidence.error == ENOSPC);
+        CHECK(write_fault == 0 && count_dictionaries(store, 2) == 0);
+    }
+    CHECK(add_dictionary(store, &number) == STATUS_OK && number == 1);
+    CHECK(count_dictionaries(store, 2) == 1);
+    store_close(store);
+    check_remove(directory);
+}
+
+static void on_a_full_disk_a_copy_stays_damaged_and_the_other_serves(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory);
+    struct store_place place;
+    uint32_t number;
+    uint8_t got[BLOCK];
+    CHECK(add_dictionary(store, &number) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 1, number, &evidence, &place) == STATUS_OK);
+    store_close(store);
+    char path[4096];
+    snprintf(path, sizeof path, "%s/0000000000000001.dict", directory);
+    CHECK(unlink(path) == 0);
+    store = open_store(directory);
+    struct store_piece piece = {place.segment, place.offset, 0, BLOCK};
+    write_fault = 1;
+    CHECK(store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK);
+    CHECK(write_fault == 0 && memcmp(got, bytes, BLOCK) == 0);
+    write_fault = 1;
+    CHECK(count_dictionaries(store, 1) == 1);
+    CHECK(count_dictionaries(store, 2) == 1);
+    store_close(store);
+    check_remove(directory);
+}
+
 /* The n-th allocation fails, for each n until all of it succeeds. */
 static void no_allocation_failure_loses_or_leaks(void)
 {
     const char *directory = check_directory();
     struct store *store = open_store(directory);
     struct store_place first = put(store);
+    uint32_t dictionary;
+    CHECK(add_dictionary(store, &dictionary) == STATUS_OK);
     store_close(store);
     struct store_options options = {1 << 20, 1 << 20, false};
     const struct store_chunk two[] = {{bytes, 9}, {bytes, 20000}};
@@ -324,7 +407,10 @@ static void no_allocation_failure_loses_or_leaks(void)
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY || evidence.error == ENOMEM);
         if (status != STATUS_OK)
             continue;
-        status = store_put(store, two, 2, 3, &evidence, &place);
+        status = store_put(store, two, 2, 3, dictionary, &evidence, &place);
+        CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
+        struct store_piece with = {place.segment, place.offset, 0, 10};
+        status = status ? status : store_get(store, &with, 1, false, &evidence, got);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
         status = store_get(store, &piece, 1, false, &evidence, got);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
@@ -356,6 +442,8 @@ int main(void)
     RUN(a_failed_sync_is_not_forgotten);
     RUN(a_failed_sync_of_the_directory_is_for_good);
     RUN(sync_waits_for_a_sync_under_way_and_shares_its_fate);
+    RUN(a_dictionary_is_kept_twice_or_not_at_all);
+    RUN(on_a_full_disk_a_copy_stays_damaged_and_the_other_serves);
     RUN(no_allocation_failure_loses_or_leaks);
     return 0;
 }

@@ -44,7 +44,7 @@ static void a_segment_is_whole_for_whoever_sees_it(void)
     CHECK(pthread_create(&thread, NULL, verify_newest, NULL) == 0);
     for (int i = 0; i < PUTS; i++) {
         struct store_place place;
-        CHECK(store_put(store, &chunk, 1, 0, &evidence, &place) == STATUS_OK);
+        CHECK(store_put(store, &chunk, 1, 0, 0, &evidence, &place) == STATUS_OK);
     }
     atomic_store(&done, true);
     CHECK(pthread_join(thread, NULL) == 0);

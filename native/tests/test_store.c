@@ -27,7 +27,7 @@ static struct store_place put(struct store *store, uint64_t seed, int level)
     struct store_place place;
     check_fill_text(bytes, BLOCK, seed);
     struct store_chunk chunks[] = {{bytes, 1000}, {bytes + 1000, BLOCK - 1000}};
-    CHECK(store_put(store, chunks, 2, level, &evidence, &place) == STATUS_OK);
+    CHECK(store_put(store, chunks, 2, level, 0, &evidence, &place) == STATUS_OK);
     return place;
 }
 
@@ -51,7 +51,7 @@ static void write_at(const char *directory, uint64_t number, off_t offset, const
 {
     char path[4096];
     char name[FILES_NAME_BYTES];
-    files_name(number, name);
+    files_name(number, SEGMENT_SUFFIX, name);
     snprintf(path, sizeof path, "%s/%s", directory, name);
     int fd = open(path, O_RDWR | O_CREAT, 0600);
     CHECK(fd >= 0);
@@ -138,11 +138,11 @@ static void what_does_not_shrink_is_stored_raw(void)
     struct store_place place;
     check_fill(bytes, BLOCK, 5);
     struct store_chunk chunk = {bytes, BLOCK};
-    CHECK(store_put(store, &chunk, 1, 19, &evidence, &place) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 19, 0, &evidence, &place) == STATUS_OK);
     CHECK(place.stored_bytes == BLOCK + BLOCK_HEADER_BYTES);
     CHECK(get(store, place, 0, BLOCK, got) == STATUS_OK && memcmp(bytes, got, BLOCK) == 0);
     chunk.size = 1;
-    CHECK(store_put(store, &chunk, 1, 19, &evidence, &place) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 19, 0, &evidence, &place) == STATUS_OK);
     CHECK(place.stored_bytes == 1 + BLOCK_HEADER_BYTES);
     store_close(store);
     check_remove(directory);
@@ -161,8 +161,8 @@ static void what_no_level_shrinks_is_probed_and_left(void)
     for (size_t i = 0; i < 1 << 20; i++)
         bytes[i] = '0' + (bytes[i] & 63);
     struct store_chunk chunk = {bytes, 1 << 20};
-    CHECK(store_put(store, &chunk, 1, 1, &evidence, &fast) == STATUS_OK);
-    CHECK(store_put(store, &chunk, 1, 19, &evidence, &strong) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &fast) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 19, 0, &evidence, &strong) == STATUS_OK);
     CHECK(fast.stored_bytes == strong.stored_bytes && fast.stored_bytes < 9 << 17);
     free(bytes);
     store_close(store);
@@ -184,7 +184,7 @@ static void what_is_packed_step_by_step_reads_back(void)
     CHECK(get(store, place, 0, (uint32_t)size, got) == STATUS_OK && memcmp(bytes, got, size) == 0);
     store_set_pace(store, PACE_STOP);
     CHECK(store_pack(store, &chunk, 1, 12, &evidence, &place) == STATUS_STOPPED);
-    CHECK(store_put(store, &chunk, 1, 1, &evidence, &place) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &place) == STATUS_OK);
     free(bytes);
     free(got);
     store_close(store);
@@ -199,10 +199,10 @@ static void a_block_has_at_most_8_mib(void)
     CHECK(bytes != NULL);
     struct store_place place;
     struct store_chunk chunks[] = {{bytes, BLOCK_RAW_MAX}, {bytes, 1}};
-    CHECK(store_put(store, chunks, 1, 1, &evidence, &place) == STATUS_OK);
-    CHECK(store_put(store, chunks, 2, 1, &evidence, &place) == STATUS_TOO_LARGE);
+    CHECK(store_put(store, chunks, 1, 1, 0, &evidence, &place) == STATUS_OK);
+    CHECK(store_put(store, chunks, 2, 1, 0, &evidence, &place) == STATUS_TOO_LARGE);
     chunks[0].size++;
-    CHECK(store_put(store, chunks, 1, 1, &evidence, &place) == STATUS_TOO_LARGE);
+    CHECK(store_put(store, chunks, 1, 1, 0, &evidence, &place) == STATUS_TOO_LARGE);
     free(bytes);
     store_close(store);
     check_remove(directory);
@@ -310,7 +310,7 @@ static void one_writer_many_readers(void)
           stats.cache_misses == 3); /* a cache of no bytes keeps nothing */
     struct store_chunk chunk = {"x", 1};
     uint64_t number;
-    CHECK(store_put(reader, &chunk, 1, 1, &evidence, &place) == STATUS_ERRNO);
+    CHECK(store_put(reader, &chunk, 1, 1, 0, &evidence, &place) == STATUS_ERRNO);
     CHECK(evidence.error == EROFS);
     CHECK(store_remove(reader, 1, &evidence) == STATUS_ERRNO && evidence.error == EROFS);
     CHECK(store_roll(reader, &evidence, &number) == STATUS_ERRNO && evidence.error == EROFS);
@@ -362,10 +362,10 @@ static void more_segments_than_idle_files(void)
 static void names_of_segments(void)
 {
     char name[FILES_NAME_BYTES];
-    files_name(0xABC, name);
+    files_name(0xABC, SEGMENT_SUFFIX, name);
     CHECK(strcmp(name, "0000000000000abc.seg") == 0);
-    CHECK(files_number(name) == 0xABC);
-    CHECK(files_number("7fffffffffffffff.seg") == INT64_MAX);
+    CHECK(files_number(name, SEGMENT_SUFFIX) == 0xABC);
+    CHECK(files_number("7fffffffffffffff.seg", SEGMENT_SUFFIX) == INT64_MAX);
     static const char *const others[] = {"",
                                          ".",
                                          "8000000000000000.seg",
@@ -377,7 +377,7 @@ static void names_of_segments(void)
                                          "0000000000000abc.SEG",
                                          "0000000000000abc"};
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
-        CHECK(files_number(others[i]) == 0);
+        CHECK(files_number(others[i], SEGMENT_SUFFIX) == 0);
 }
 
 int main(void)

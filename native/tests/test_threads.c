@@ -39,7 +39,7 @@ static void *putter(void *argument)
         struct store_place place;
         check_fill_text(bytes, BLOCK, ++seed);
         struct store_chunk chunks[] = {{bytes, 4000}, {bytes + 4000, BLOCK - 4000}};
-        CHECK(store_put(store, chunks, 2, i % 4, &evidence, &place) == STATUS_OK);
+        CHECK(store_put(store, chunks, 2, i % 4, 0, &evidence, &place) == STATUS_OK);
         struct slot *slot = &slots[check_random(&(uint64_t){seed}) % SLOTS];
         pthread_mutex_lock(&slot->lock);
         slot->full = true;
@@ -174,7 +174,7 @@ static void readers_of_one_missing_block_load_it_once(void)
 
     check_fill_text(bytes, BLOCK, 1);
     CHECK(store_open(directory, &options, &evidence, &store) == STATUS_OK);
-    CHECK(store_put(store, &chunk, 1, 3, &evidence, &shared_place) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 3, 0, &evidence, &shared_place) == STATUS_OK);
     for (uint64_t round = 1; round <= 50; round++) {
         struct store_stats stats;
         store_drop_cache(store);

@@ -29,7 +29,7 @@ def test_a_block_is_read_back(store):
     segment, offset, stored_bytes = store.put([b"hello ", bytearray(b"world")], 3)
     assert (segment, offset, stored_bytes) == (1, 32, BLOCK_HEADER_BYTES + 11)
     assert store.get([(segment, offset, 0, 11)]) == b"hello world"
-    assert store.blocks(1) == [(32, 11, stored_bytes, 2)]
+    assert store.blocks(1) == [(32, 11, stored_bytes, 2, 0)]
     assert store.segments() == [(1, 32 + stored_bytes)]
 
 
@@ -61,7 +61,7 @@ def test_any_blocks_are_read_back_by_both_readers(tmp_path_factory, blocks, segm
     for (segment, offset, stored_bytes), (chunks, _) in zip(places, blocks, strict=True):
         raw = b"".join(chunks)
         assert store.get([(segment, offset, 0, len(raw))]) == raw
-        assert (offset, len(raw), stored_bytes, len(chunks)) in store.blocks(segment)
+        assert (offset, len(raw), stored_bytes, len(chunks), 0) in store.blocks(segment)
     store.close()
     read = [
         (number, block.offset, block.stored_bytes, block.chunks, block.raw)

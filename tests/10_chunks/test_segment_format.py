@@ -9,9 +9,10 @@ import pytest
 import reference_reader
 from blake3 import blake3
 
-from agentfs.chunks import CorruptBlock, NewerFormat, Store
+from agentfs.chunks import CorruptBlock, NewerFormat, Store, train_dictionary
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "v1" / "segments"
+GOLDEN = Path(__file__).parents[1] / "golden"
+golden = pytest.mark.parametrize("version", ["v1", "v2"])
 
 
 def seal_segment(content):
@@ -39,9 +40,11 @@ def change(path, edit):
     path.write_bytes(content)
 
 
-def test_the_golden_store_reads_as_ever():
-    expected = json.loads((GOLDEN / "expected.json").read_text())
-    store = Store(GOLDEN, read_only=True)
+@golden
+def test_the_golden_store_reads_as_ever(version):
+    directory = GOLDEN / version / "segments"
+    expected = json.loads((directory / "expected.json").read_text())
+    store = Store(directory, read_only=True)
     assert [number for number, _ in store.segments()] == sorted({e["segment"] for e in expected})
     for entry in expected:
         piece = (entry["segment"], entry["offset"], 0, entry["raw_bytes"])
@@ -51,30 +54,36 @@ def test_the_golden_store_reads_as_ever():
     store.close()
 
 
-def test_the_reference_reader_reads_the_golden_store():
-    expected = json.loads((GOLDEN / "expected.json").read_text())
+@golden
+def test_the_reference_reader_reads_the_golden_store(version):
+    directory = GOLDEN / version / "segments"
+    expected = json.loads((directory / "expected.json").read_text())
+    dictionaries = reference_reader.read_dictionaries(directory)
     read = [
         {
             "segment": int(path.stem, 16),
             "offset": block.offset,
             "codec": block.codec,
+            **({"dictionary": block.dictionary} if version != "v1" else {}),
             "chunks": block.chunks,
             "raw_bytes": len(block.raw),
             "blake3": blake3(block.raw).hexdigest(),
         }
-        for path in sorted(GOLDEN.glob("*.seg"))
-        for block in reference_reader.read_segment(path)
+        for path in sorted(directory.glob("*.seg"))
+        for block in reference_reader.read_segment(path, dictionaries)
     ]
     assert read == expected
 
 
-def test_a_golden_store_can_be_continued(tmp_path):
-    directory = shutil.copytree(GOLDEN, tmp_path / "copy")
-    store = Store(directory)
+@golden
+def test_a_golden_store_can_be_continued(tmp_path, version):
+    directory = shutil.copytree(GOLDEN / version / "segments", tmp_path / "copy")
+    store = Store(directory, segment_bytes=10_000)
     last = store.segments()[-1][0]
-    segment, offset, _ = store.put([b"a later age"], 3)
-    assert segment == last
-    assert store.get([(segment, offset, 0, 11)]) == b"a later age"
+    for number in (0, *(number for number, *_ in store.dictionaries())):
+        segment, offset, _ = store.put([b"a later age"], 3, number)
+        assert segment == last
+        assert store.get([(segment, offset, 0, 11)]) == b"a later age"
     store.verify(last)
     store.close()
 
@@ -156,7 +165,7 @@ def test_a_newer_segment_is_not_damage(segment):
     store.close()
 
 
-@pytest.mark.parametrize("field", [4, 5, 6, 20])
+@pytest.mark.parametrize("field", [4, 5, 6])
 def test_a_newer_block_is_not_damage(segment, field):
     path, places = segment
     offset = places[1][1]
@@ -173,6 +182,42 @@ def test_a_newer_block_is_not_damage(segment, field):
     with pytest.raises(NewerFormat):
         store.verify(1)
     store.close()
+
+
+def test_a_block_without_its_dictionary_is_damage(segment):
+    path, places = segment
+    offset = places[1][1]
+
+    def edit(content):
+        content[offset + 20] = 2
+        seal_block(content, offset)
+
+    change(path, edit)
+    store = Store(path.parent)
+    with pytest.raises(CorruptBlock, match="its dictionary is lost") as caught:
+        store.get([(1, offset, 0, 904)])
+    assert (caught.value.segment, caught.value.offset_bytes) == (1, offset)
+    with pytest.raises(reference_reader.Invalid):
+        reference_reader.read_segment(path)
+    store.close()
+
+
+def test_the_reference_reader_reads_what_is_written_with_a_dictionary(tmp_path):
+    sentences = [b"turn %d says nothing of %d\n" % (n, n * n) * 5 for n in range(400)]
+    store = Store(tmp_path)
+    number = store.add_dictionary(9, train_dictionary(sentences, 2000))
+    places = [store.put([sentence], 5, number) for sentence in sentences[:10]]
+    plain = store.put(sentences[:1], 5)
+    assert store.dictionaries()[0][:3] == (1, 9, 2)
+    assert [block[4] for block in store.blocks(1)] == [number] * 10 + [0]
+    store.close()
+    assert places[0][2] < plain[2]
+    for copy in ("dict", "twin"):
+        (tmp_path / f"0000000000000001.{copy}").rename(tmp_path / "aside")
+        dictionaries = reference_reader.read_dictionaries(tmp_path)
+        blocks = reference_reader.read_segment(tmp_path / "0000000000000001.seg", dictionaries)
+        assert [block.raw for block in blocks] == [*sentences[:10], sentences[0]]
+        (tmp_path / "aside").rename(tmp_path / f"0000000000000001.{copy}")
 
 
 def test_a_block_in_the_wrong_place_is_damage(segment):
