@@ -65,6 +65,10 @@ def _text(target: Target, report: dict[str, Any]) -> str:
         for number in report["damaged_segment_headers"]
     )
     lines += (
+        f"one of the two copies of dictionary {number} is damaged; no file needs it"
+        for number in report["damaged_dictionaries"]
+    )
+    lines += (
         f"copy {number} of the namespace does not hold" for number in report["damaged_copies"]
     )
     blocks = [

@@ -78,6 +78,8 @@ class Report:
     """Contents made of good blocks that do not have their digest."""
     headers: list[int] = field(default_factory=list)
     """Segments whose own header is damaged; their blocks need none."""
+    dictionaries: list[int] = field(default_factory=list)
+    """Those of which one copy is damaged and the other serves."""
     copies: list[int] = field(default_factory=list)
     """Copies of the namespace that do not hold."""
     files: list[LostFile] = field(default_factory=list)
@@ -91,7 +93,7 @@ class Report:
     @property
     def is_clean(self) -> bool:
         damage = (self.findings, self.blocks, self.chunks, self.contents, self.headers, self.copies)
-        return not any(damage)
+        return not any(damage) and not self.dictionaries
 
     def as_dict(self) -> dict[str, Any]:
         """For people and programs; long lists are cut, `totals` says how long they were."""
@@ -109,6 +111,7 @@ class Report:
                 for (segment, offset), reason in list(self.blocks.items())[: _TOLD // 4]
             ],
             "damaged_segment_headers": self.headers[:_TOLD],
+            "damaged_dictionaries": self.dictionaries[:_TOLD],
             "damaged_copies": self.copies,
             "files": told,
             "totals": {
@@ -193,6 +196,8 @@ class Checker:
     def check_bytes(self) -> None:
         """Whether blocks can be read, and contents have their digests; who needs what is lost."""
         check_headers(self._segments, self._report)
+        found = self._segments.dictionaries()
+        self._report.dictionaries += [number for number, _, copies, _ in found if copies == 1]
         self._check_blocks()
         self._check_contents()
         self._name_files()

@@ -31,6 +31,7 @@ import trio
 from agentfs.chunks import Store
 from agentfs.chunks.recipe import Recipe
 from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.dictionaries import Dictionaries
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import InodeTable
@@ -117,6 +118,7 @@ class Collector:
         gate: Gate,
         staging: Staging,
         rewriter: Rewriter,
+        dictionaries: Dictionaries,
         *,
         is_busy: Callable[[], bool],
         on_removed: Callable[[], Awaitable[None]],
@@ -146,6 +148,7 @@ class Collector:
         self._gate = gate
         self._staging = staging
         self._rewriter = rewriter
+        self._dictionaries = dictionaries
         self._is_busy = is_busy
         self._on_removed = on_removed
         self._sealed = sealed
@@ -285,6 +288,7 @@ class Collector:
                     [use.number], chunks, packing, threads, lambda moved: None
                 )
                 result.rewritten_bytes += use.live
+        await self._dictionaries.collect()
         result.segments += self._rewriter.removed - removed
         result.stored_bytes = before - self._stored_bytes()
         return result
@@ -317,6 +321,8 @@ class Collector:
                 numbers = [use.number for use in group]
                 chunks = await self._in_order(numbers)
                 await self._rewriter.rewrite(numbers, chunks, self._packed, threads, moved)
+            await self._dictionaries.train(pace / _FULL_PACE)
+        await self._dictionaries.collect()
         if victims:
             self._store.roll()  # what is sealed from now on does not lie among packed blocks
             self._index.checkpoint()  # each chunk that moved is in the log

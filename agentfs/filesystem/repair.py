@@ -60,6 +60,7 @@ def repair(store: Path, progress: Progress) -> Repaired:
     try:
         _give_up(index, lost + index.lost_commits, result)
         _mend_headers(store, result)
+        _mend_dictionaries(store, result)
         with index.transaction:
             result.done += mend(index)
         segments = Store(store / SEGMENTS, cache_bytes=_CACHE_BYTES, read_only=True)
@@ -119,6 +120,27 @@ def _mend_headers(store: Path, result: Repaired) -> None:
         finally:
             os.close(fd)
         result.done.append(f"the header of segment {number} was written anew")
+
+
+def _mend_dictionaries(store: Path, result: Repaired) -> None:
+    """A store that may write mends a damaged copy by looking at it."""
+    before = _dictionaries(store, read_only=True)
+    if 1 in before.values():
+        after = _dictionaries(store, read_only=False)
+        result.done += (
+            f"a copy of dictionary {number} was written anew"
+            for number, copies in after.items()
+            if copies > before[number]
+        )
+
+
+def _dictionaries(store: Path, *, read_only: bool) -> dict[int, int]:
+    """How many copies hold, by number."""
+    segments = Store(store / SEGMENTS, cache_bytes=0, read_only=read_only)
+    try:
+        return {number: copies for number, _, copies, _ in segments.dictionaries()}
+    finally:
+        segments.close()
 
 
 def _damaged_headers(directory: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,25 @@ def store_totals(index: Index, path: Path) -> dict[str, Any]:
 
     logical_bytes is what its files say they hold; unique_bytes what is left of
     that after deduplication; young_bytes what of that compaction has not packed
-    yet; stored_bytes what segments, index and its copies take on disk, garbage
+    yet; stored_bytes what segments, dictionaries, index and its copies take on disk, garbage
     included. reduction is the first over the last.
     """
     totals = dict(index.contents.totals())
-    segment_bytes = sum(file.stat().st_size for file in (path / "segments").glob("*.seg"))
+    segment_bytes = _bytes_of((path / "segments").glob("*.seg"))
+    copies_of_dictionaries = list((path / "segments").glob("*.dict"))
+    dictionary_bytes = _bytes_of(copies_of_dictionaries)
+    dictionary_bytes += _bytes_of((path / "segments").glob("*.twin"))
     raw, live = totals.pop("block_raw_bytes"), totals.pop("block_live_bytes")
     stored = totals.pop("block_stored_bytes")
     live_stored = stored * live / raw if raw else 0
     sealed = totals["logical_bytes"]
     copy_bytes = copies.size_bytes(path)
-    stored_bytes = segment_bytes + index.bytes_on_disk() + copy_bytes
+    stored_bytes = segment_bytes + dictionary_bytes + index.bytes_on_disk() + copy_bytes
     return totals | {
         "stored_bytes": stored_bytes,
         "segment_bytes": segment_bytes,
+        "dictionaries": len(copies_of_dictionaries),
+        "dictionary_bytes": dictionary_bytes,
         "index_bytes": index.bytes_on_disk(),
         "namespace_copy_bytes": copy_bytes,
         "garbage_bytes": round(stored - live_stored),
@@ -39,6 +45,10 @@ def store_totals(index: Index, path: Path) -> dict[str, Any]:
         "dedup_ratio": _ratio(sealed, totals["unique_bytes"]),
         "compression_ratio": _ratio(totals["unique_bytes"], live_stored),
     }
+
+
+def _bytes_of(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 class Totals:

@@ -86,7 +86,7 @@ class Rewriter:
         chunks = sorted(chunks, key=_domain_first)
         # A reader of its own: this one reads every block once and would empty the cache of others.
         source = Store(self._segments, cache_bytes=_CACHE_BYTES, read_only=True)
-        idle = _be_idle if packing.is_packed else None
+        idle = be_idle if packing.is_packed else None
         pool = ThreadPoolExecutor(threads, thread_name_prefix="rewrite", initializer=idle)
         try:
             for group in _groups(chunks, packing.block_bytes):
@@ -172,7 +172,7 @@ def _domain_first(chunk: StoredChunk) -> int:
     return -1 if chunk.domain is None else chunk.domain
 
 
-def _be_idle() -> None:
+def be_idle() -> None:
     """Let this thread run only when no other thread of the machine wants the core."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 

@@ -32,6 +32,7 @@ from agentfs.chunks import Store, cut, params_for_size
 from agentfs.chunks.digest import ContentHasher, DomainKeys, chunk_digest, digest_of
 from agentfs.chunks.recipe import encode
 from agentfs.filesystem import memory
+from agentfs.filesystem.dictionaries import Dictionaries
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import LiveFile
@@ -97,17 +98,21 @@ class _Packer:
         pool: ThreadPoolExecutor,
         level: int,
         block_bytes: int,
+        dictionaries: Dictionaries,
         known: dict[bytes, int],
     ) -> None:
         self.known = known
         """Ids of chunks that are in the store; grows as they are found."""
         self.domain: int | None = None
         """Of the chunks that come next; changed when none is waiting: a block is of one domain."""
+        self.kind = Kind.OTHER
+        """Of the file that the next block begins with: which dictionary is worth trying."""
         self._store = store
         self._room = room
         self._pool = pool
         self._level = level
         self._block_bytes = block_bytes
+        self._dictionaries = dictionaries
         self._digests: list[tuple[bytes, int]] = []
         self._views: list[memoryview] = []
         self._bytes = 0
@@ -132,7 +137,8 @@ class _Packer:
         while len(self._running) >= 2 * _WORKERS:
             self._finish_one()
         self._room.require_for_seal(self._bytes)
-        future = self._pool.submit(self._store.put, self._views, self._level)
+        dictionary = self._dictionaries.number(self.kind, self.domain, self._bytes)
+        future = self._pool.submit(self._store.put, self._views, self._level, dictionary)
         self._running.append((future, self._digests, self.domain))
         self._digests, self._views, self._bytes = [], [], 0
 
@@ -173,6 +179,7 @@ class Sealer:
         *,
         level: int,
         block_bytes: int,
+        dictionaries: Dictionaries,
         dedups_by_user: bool,
         on_sealed: Callable[[LiveFile], None],
     ) -> None:
@@ -191,6 +198,7 @@ class Sealer:
         self._keys = keys
         self._level = level
         self._block_bytes = block_bytes
+        self._dictionaries = dictionaries
         self._dedups_by_user = dedups_by_user
         self._on_sealed = on_sealed
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="compress")
@@ -329,7 +337,15 @@ class Sealer:
         On a disk that is full, what was appended before, and the error.
         """
         error = None
-        packer = _Packer(self._store, self._room, self._pool, self._level, self._block_bytes, ids)
+        packer = _Packer(
+            self._store,
+            self._room,
+            self._pool,
+            self._level,
+            self._block_bytes,
+            self._dictionaries,
+            ids,
+        )
         try:
             blocks = self._pack(snapshots, packer)
         except OSError as failure:
@@ -384,7 +400,7 @@ class Sealer:
         digests = {snapshot.digest for snapshot, _, _ in small}
         known = trio.from_thread.run_sync(self._contents.find_whole, digests)
         cut_already: dict[bytes, _Snapshot] = {}
-        views: dict[int | None, list[tuple[bytes, memoryview]]] = {}
+        views: dict[int | None, tuple[Kind, list[tuple[bytes, memoryview]]]] = {}
         for snapshot, data, extents in small:
             if snapshot.digest in known:
                 continue
@@ -394,7 +410,7 @@ class Sealer:
                 continue
             snapshot.kind = sniff(bytes(data[:SNIFFED_BYTES]))
             params = params_for_size(snapshot.size)
-            found = views.setdefault(snapshot.domain, [])
+            _, found = views.setdefault(snapshot.domain, (snapshot.kind, []))
             for view in _parts(data, extents):
                 if isinstance(view, int):
                     snapshot.parts.append((None, view))
@@ -402,8 +418,8 @@ class Sealer:
                 for digest, chunk in _chunks(view, params, snapshot.key):
                     snapshot.parts.append((digest, len(chunk)))
                     found.append((digest, chunk))
-        for domain, chunks in views.items():
-            self._pack_unknown(chunks, packer, domain)
+        for domain, (kind, chunks) in views.items():
+            self._pack_unknown(chunks, packer, domain, kind)
 
     def _store_large(
         self, snapshot: _Snapshot, fd: int, extents: list[tuple[int, int]], packer: _Packer
@@ -429,7 +445,7 @@ class Sealer:
                 taken = sum(len(chunk) for _, chunk in chunks)
                 hasher.data(window[:taken])
                 snapshot.parts.extend((digest, len(chunk)) for digest, chunk in chunks)
-                self._pack_unknown(chunks, packer, snapshot.domain)
+                self._pack_unknown(chunks, packer, snapshot.domain, snapshot.kind)
                 position += taken
         if position < snapshot.size:
             hasher.hole(position, snapshot.size - position)
@@ -465,10 +481,14 @@ class Sealer:
         return True
 
     def _pack_unknown(
-        self, chunks: list[tuple[bytes, memoryview]], packer: _Packer, domain: int | None
+        self,
+        chunks: list[tuple[bytes, memoryview]],
+        packer: _Packer,
+        domain: int | None,
+        kind: Kind,
     ) -> None:
         known = packer.known
-        packer.domain = domain
+        packer.domain, packer.kind = domain, kind
         digests = {digest for digest, _ in chunks if digest not in known}
         known.update(trio.from_thread.run_sync(self._contents.find_chunks, digests))
         for digest, chunk in chunks:

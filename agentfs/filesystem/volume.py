@@ -27,6 +27,7 @@ from agentfs.filesystem.census import Census
 from agentfs.filesystem.clone import Cloned, Cloner
 from agentfs.filesystem.contents import ContentReader
 from agentfs.filesystem.description import PIN_ATTRIBUTE, Described, Describer
+from agentfs.filesystem.dictionaries import Dictionaries
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
@@ -140,6 +141,7 @@ class Volume:
         gate = Gate()
         keys = DomainKeys(self.index.secret)
         reader = ContentReader(self.index, self._store, keys)
+        self._reader = reader
         parts = (self.index, self.table, self.namespace, self.staging, reader)
         self.describer = Describer(
             self.index,
@@ -168,6 +170,14 @@ class Volume:
             self.describer,
             idle_s=profile.tiers.idle_s,
         )
+        dictionaries = Dictionaries(
+            self.index,
+            self._store,
+            segments,
+            gate,
+            level=profile.store.level,
+            is_busy=lambda: self._is_busy,
+        )
         self.sealer = Sealer(
             self.index,
             self._store,
@@ -177,6 +187,7 @@ class Volume:
             keys,
             level=profile.store.level,
             block_bytes=profile.store.block_bytes,
+            dictionaries=dictionaries,
             dedups_by_user=profile.store.dedup == "user",
             on_sealed=self.files.unstage_if_sealed,
         )
@@ -190,7 +201,8 @@ class Volume:
             gate,
             self.staging,
             Rewriter(self.index, self._store, segments, self.durability),
-            is_busy=lambda: self.sealer.is_busy or reader.is_busy,
+            dictionaries,
+            is_busy=lambda: self._is_busy,
             on_removed=self._copy_anew,
             sealed=Packing(settings.level, settings.block_bytes, is_packed=False),
             packed=Packing(settings.compact_level, settings.compact_block_bytes, is_packed=True),
@@ -220,6 +232,11 @@ class Volume:
         except BaseException:
             self._store.close()
             raise
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether somebody needs the machine for what he waits for."""
+        return self.sealer.is_busy or self._reader.is_busy
 
     def _note_lost_commits(self) -> None:
         """Say what SQLite does not: that its log was damaged while no power was lost."""

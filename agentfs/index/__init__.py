@@ -65,6 +65,16 @@ class Index(IndexConnection):
         return bytes.fromhex(value)
 
     @property
+    def trained_contents(self) -> int:
+        """How many contents had been made when dictionaries were trained; 0: never."""
+        row = self.execute("SELECT value FROM setting WHERE name = 'trained_contents'").fetchone()
+        return row[0] if row is not None else 0
+
+    def note_training(self, contents: int) -> None:
+        """In a transaction."""
+        self.execute("INSERT OR REPLACE INTO setting VALUES ('trained_contents', ?)", (contents,))
+
+    @property
     def lost_commits(self) -> int:
         """Transactions that are known to be lost, and nobody has repaired the store since."""
         row = self.execute("SELECT value FROM setting WHERE name = 'lost_commits'").fetchone()

@@ -216,6 +216,24 @@ class Contents:
             (content, limit),
         ).fetchall()
 
+    @property
+    def last(self) -> int:
+        """The highest id that a content has; 0: there are none."""
+        row = self._execute("SELECT max(id) FROM content").fetchone()
+        return row[0] or 0
+
+    def recipes_before(self, content: int, limit: int, size: int) -> list[tuple[int, Kind, bytes]]:
+        """(id, kind, recipe) of the *limit* contents before that id, newest first.
+
+        Of those that files name, of at most *size* bytes and of no domain.
+        """
+        rows = self._execute(
+            "SELECT id, coalesce(kind, 0), recipe FROM content"
+            " WHERE id < ? AND refs > 0 AND size <= ? AND domain IS NULL ORDER BY id DESC LIMIT ?",
+            (content, size, limit),
+        )
+        return [(id_, Kind(kind), recipe) for id_, kind, recipe in rows]
+
     def add(
         self,
         digest: bytes,

@@ -110,6 +110,11 @@ def halves(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def dictionaries(db: Database) -> None:
+    """Blocks that need a dictionary: no row says so, but who cannot read them must know."""
+
+
 def add_secret(execute: Callable[..., sqlite3.Cursor]) -> bool:
     """Give a store its secret, unless it has one. In a transaction.
 

@@ -403,6 +403,24 @@ enum status dictionaries_check(struct dictionaries *all, struct evidence *eviden
     return status;
 }
 
+enum status dictionaries_bytes(struct dictionaries *all, uint32_t number, struct evidence *evidence,
+                               uint8_t **bytes, size_t *size)
+{
+    struct copy copies[COPIES];
+    const struct copy *good;
+
+    enum status status = load(all, number, evidence, copies, &good);
+    *bytes = good ? malloc(good->raw_bytes) : NULL;
+    if (*bytes) {
+        *size = good->raw_bytes - 1;
+        memcpy(*bytes, good->raw + 1, *size);
+    } else if (good) {
+        status = STATUS_NO_MEMORY;
+    }
+    copies_free(copies);
+    return status;
+}
+
 /* write_lock is held. */
 static enum status highest(struct dictionaries *all, struct evidence *evidence, uint32_t *number)
 {

@@ -56,6 +56,10 @@ void dictionaries_release(struct dictionaries *all, struct digested *digested);
 enum status dictionaries_check(struct dictionaries *all, struct evidence *evidence,
                                struct dictionary_facts **list, size_t *count);
 
+/* The bytes of one, without its kind; *bytes is malloc'ed. */
+enum status dictionaries_bytes(struct dictionaries *all, uint32_t number, struct evidence *evidence,
+                               uint8_t **bytes, size_t *size);
+
 /* Keeps one, durably when it returns. */
 enum status dictionaries_add(struct dictionaries *all, uint8_t kind, const uint8_t *bytes,
                              size_t size, struct evidence *evidence, uint32_t *number);

@@ -146,6 +146,13 @@ enum status store_dictionaries(struct store *store, struct evidence *evidence,
     return dictionaries_check(&store->dictionaries, evidence, list, count);
 }
 
+enum status store_dictionary(struct store *store, uint32_t number, struct evidence *evidence,
+                             uint8_t **bytes, size_t *size)
+{
+    *evidence = (struct evidence){0};
+    return dictionaries_bytes(&store->dictionaries, number, evidence, bytes, size);
+}
+
 enum status store_add_dictionary(struct store *store, uint8_t kind, const uint8_t *bytes,
                                  size_t size, struct evidence *evidence, uint32_t *number)
 {

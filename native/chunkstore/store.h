@@ -64,7 +64,7 @@ void store_close(struct store *store);
 
 /*
  * Appends one block of the chunks, concatenated. Not durable before a later store_sync. With a
- * dictionary (0: none) that is there: STATUS_NO_DICTIONARY if it is not.
+ * dictionary (0: none), unless that cannot be had or the chunks do not compress.
  */
 enum status store_put(struct store *store, const struct store_chunk *chunks, size_t count,
                       int level, uint32_t dictionary, struct evidence *evidence,
@@ -117,6 +117,8 @@ enum status store_roll(struct store *store, struct evidence *evidence, uint64_t 
  */
 enum status store_dictionaries(struct store *store, struct evidence *evidence,
                                struct dictionary_facts **list, size_t *count);
+enum status store_dictionary(struct store *store, uint32_t number, struct evidence *evidence,
+                             uint8_t **bytes, size_t *size);
 enum status store_add_dictionary(struct store *store, uint8_t kind, const uint8_t *bytes,
                                  size_t size, struct evidence *evidence, uint32_t *number);
 enum status store_remove_dictionary(struct store *store, uint32_t number,

@@ -156,14 +156,12 @@ enum status store_put(struct store *store, const struct store_chunk *chunks, siz
                       struct store_place *place)
 {
     struct digested *digested = NULL;
-    enum status status = STATUS_OK;
 
-    *evidence = (struct evidence){0};
-    if (dictionary && level != 0)
-        status =
-            dictionaries_to_write(&store->dictionaries, dictionary, level, evidence, &digested);
-    if (status == STATUS_OK)
-        status = put(store, chunks, count, level, digested, NULL, evidence, place);
+    if (dictionary && level != 0 &&
+        dictionaries_to_write(&store->dictionaries, dictionary, level, evidence, &digested) !=
+            STATUS_OK)
+        digested = NULL;
+    enum status status = put(store, chunks, count, level, digested, NULL, evidence, place);
     if (digested)
         dictionaries_release(&store->dictionaries, digested);
     return status;

@@ -552,6 +552,23 @@ static PyObject *store_dictionaries_method(struct store_object *self, PyObject *
     return result;
 }
 
+static PyObject *store_dictionary_method(struct store_object *self, PyObject *args)
+{
+    unsigned int number;
+    uint8_t *bytes;
+    size_t size;
+    struct call call;
+
+    if (!PyArg_ParseTuple(args, "I:dictionary", &number) || !call_begin(self, &call))
+        return NULL;
+    call.status = store_dictionary(call.store, number, &call.evidence, &bytes, &size);
+    if (!call_end(self, &call))
+        return NULL;
+    PyObject *result = PyBytes_FromStringAndSize((const char *)bytes, (Py_ssize_t)size);
+    free(bytes);
+    return result;
+}
+
 static PyObject *store_add_dictionary_method(struct store_object *self, PyObject *args)
 {
     unsigned char kind;
@@ -640,7 +657,7 @@ PyDoc_STRVAR(
     "before.\n\n"
     ":param chunks: buffers, none empty, at most BLOCK_RAW_MAX bytes together\n"
     ":param level: of zstd; 0 stores as is, as does every level when it would not shrink by 1/32\n"
-    ":param dictionary: number of one that is there, or 0");
+    ":param dictionary: number of one to compress with, if it can be had; 0: none");
 
 PyDoc_STRVAR(
     pack_doc,
@@ -707,6 +724,9 @@ PyDoc_STRVAR(
     "read. A store that may write mends a damaged copy from the other one; of 0 good copies the\n"
     "kind means nothing, and get() of blocks that need it raises CorruptBlock.");
 
+PyDoc_STRVAR(dictionary_doc, "dictionary($self, number, /)\n--\n\n"
+                             "The bytes of a dictionary, as train_dictionary() made it.");
+
 PyDoc_STRVAR(add_dictionary_doc,
              "add_dictionary($self, kind, bytes, /)\n--\n\n"
              "Keep two copies of a dictionary of train_dictionary(), durably; its number.\n\n"
@@ -746,6 +766,7 @@ static PyMethodDef store_methods[] = {
     {"remove", (PyCFunction)store_remove_method, METH_O, remove_doc},
     {"roll", (PyCFunction)store_roll_method, METH_NOARGS, roll_doc},
     {"dictionaries", (PyCFunction)store_dictionaries_method, METH_NOARGS, dictionaries_doc},
+    {"dictionary", (PyCFunction)store_dictionary_method, METH_VARARGS, dictionary_doc},
     {"add_dictionary", (PyCFunction)store_add_dictionary_method, METH_VARARGS, add_dictionary_doc},
     {"remove_dictionary", (PyCFunction)store_remove_dictionary_method, METH_VARARGS,
      remove_dictionary_doc},

@@ -155,6 +155,12 @@ static void a_block_with_a_dictionary_is_smaller_and_comes_back(void)
     store_close(store);
     store = open_store(directory, true);
     CHECK(holds(store, with, 1));
+    uint8_t *kept;
+    size_t size;
+    CHECK(store_dictionary(store, number, &evidence, &kept, &size) == STATUS_OK);
+    CHECK(size == trained_size && memcmp(kept, trained, size) == 0);
+    free(kept);
+    CHECK(store_dictionary(store, 9, &evidence, &kept, &size) == STATUS_NO_DICTIONARY);
     store_close(store);
     check_remove(directory);
 }
@@ -227,11 +233,8 @@ static void without_a_copy_its_blocks_are_lost_and_others_are_not(void)
     CHECK(get(store, with, got) == STATUS_NO_DICTIONARY);
     CHECK(evidence.segment == with.segment && evidence.offset == with.offset);
     CHECK(holds(store, without, 2) && good_copies(store) == 0);
-    uint8_t bytes[SAMPLE] = {0};
-    struct store_chunk chunk = {bytes, sizeof bytes};
-    struct store_place place;
-    CHECK(store_put(store, &chunk, 1, LEVEL, 1, &evidence, &place) == STATUS_NO_DICTIONARY);
-    damage(directory, copies[1], 90); /* the bit flips back */
+    CHECK(holds(store, put(store, 3, 1), 3)); /* written without */
+    damage(directory, copies[1], 90);         /* the bit flips back */
     CHECK(holds(store, with, 1) && good_copies(store) == 2);
     store_close(store);
     check_remove(directory);

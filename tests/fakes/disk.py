@@ -85,6 +85,21 @@ class DiskStore:
         for name, size in sizes.items():
             self.disk.keep(name, size)
 
+    def add_dictionary(self, kind: int, dictionary: bytes) -> int:
+        """Durable when it returns."""
+        number = self._store.add_dictionary(kind, dictionary)
+        for name, size in self.disk.sizes(f"segments/{number:016x}.*").items():
+            if not name.endswith(".seg"):
+                self.disk.keep(name, size)
+        return number
+
+    def remove_dictionary(self, number: int) -> None:
+        """The worst case, as `remove`."""
+        self._store.remove_dictionary(number)
+        for path in (self.disk.durable / "segments").glob(f"{number:016x}.*"):
+            if path.suffix != ".seg":
+                path.unlink()
+
     def remove(self, segment: int) -> None:
         """The worst case: gone from the disk at once."""
         before = set(self.disk.sizes("segments/*"))
