@@ -20,13 +20,19 @@ enum {
 enum { WORTH_SHIFT = 5 };
 
 /*
- * Strong levels take 200 ms a MiB and make nothing of what a fast one cannot shrink: images,
- * archives, and base64 of those, of which Huffman alone leaves 76 %. Text is at 45 % or below. The
- * probe costs 2 ms a MiB.
+ * No level makes of images, archives and tensors what level 1 does not, at 1 to 2 ms of CPU a MB.
+ * Others take 4 to 14 ms (level 5), or 200 (19), for the same bytes: of noise nothing, of base64 of
+ * it 75 %, of 16-bit floats 78 %. Text is at 45 % or below.
+ *
+ * Strong levels are worth a probe of all of it. Others have pieces probed, a 64th of a block each:
+ * text is told by the first.
  */
 enum {
     PROBE_LEVEL = 1,
-    PROBE_ABOVE_LEVEL = 9,
+    PROBE_ALL_ABOVE_LEVEL = 9,
+    PROBE_PIECES = 8,
+    PROBE_PIECE_SHIFT = 6,
+    PROBE_FROM_BYTES = 256 << 10, /* below that pieces are too short to say anything */
     HOPELESS_PERCENT = 70,
 };
 
@@ -128,6 +134,28 @@ static enum status compress(struct codec *codec, const uint8_t *raw, size_t raw_
     return STATUS_OK;
 }
 
+static bool is_hopeless(size_t stored, size_t raw_bytes)
+{
+    return stored * 100 >= raw_bytes * HOPELESS_PERCENT;
+}
+
+/* Whether each of some pieces of it is. */
+static enum status probe(struct codec *codec, const uint8_t *raw, size_t raw_bytes, bool *hopeless)
+{
+    size_t piece = raw_bytes >> PROBE_PIECE_SHIFT;
+
+    *hopeless = raw_bytes >= PROBE_FROM_BYTES;
+    for (size_t i = 0; *hopeless && i < PROBE_PIECES; i++) {
+        size_t stored;
+        const uint8_t *at = raw + i * (raw_bytes / PROBE_PIECES);
+        enum status status = compress(codec, at, piece, PROBE_LEVEL, NULL, NULL, &stored);
+        if (status != STATUS_OK)
+            return status;
+        *hopeless = is_hopeless(stored, piece);
+    }
+    return STATUS_OK;
+}
+
 enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_bytes, int level,
                            encoder *dictionary, const struct pace *pace,
                            struct block_header *header, const uint8_t **payload)
@@ -142,13 +170,17 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
         if (codec->compressor == NULL ||
             !buffer_reserve(&codec->stored, ZSTD_compressBound(raw_bytes)))
             return STATUS_NO_MEMORY;
-        bool is_hopeless = false;
+        bool hopeless = false;
         enum status status = STATUS_OK;
-        if (level > PROBE_ABOVE_LEVEL) {
+        if (level > PROBE_ALL_ABOVE_LEVEL) {
             status = compress(codec, raw, raw_bytes, PROBE_LEVEL, NULL, pace, &stored);
-            is_hopeless = stored * 100 >= raw_bytes * HOPELESS_PERCENT;
+            hopeless = is_hopeless(stored, raw_bytes);
+        } else if (level > PROBE_LEVEL) {
+            status = probe(codec, raw, raw_bytes, &hopeless);
+            if (status == STATUS_OK && hopeless)
+                status = compress(codec, raw, raw_bytes, PROBE_LEVEL, NULL, pace, &stored);
         }
-        if (is_hopeless)
+        if (hopeless)
             dictionary = NULL;
         else if (status == STATUS_OK)
             status = compress(codec, raw, raw_bytes, level, dictionary, pace, &stored);

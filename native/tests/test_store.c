@@ -154,6 +154,7 @@ static void what_no_level_shrinks_is_probed_and_left(void)
     const char *directory = check_directory();
     struct store *store = open_store(directory, 16 << 20);
     struct store_place fast;
+    struct store_place usual;
     struct store_place strong;
     uint8_t *bytes = malloc(1 << 20);
     CHECK(bytes != NULL);
@@ -162,8 +163,31 @@ static void what_no_level_shrinks_is_probed_and_left(void)
         bytes[i] = '0' + (bytes[i] & 63);
     struct store_chunk chunk = {bytes, 1 << 20};
     CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &fast) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 5, 0, &evidence, &usual) == STATUS_OK);
     CHECK(store_put(store, &chunk, 1, 19, 0, &evidence, &strong) == STATUS_OK);
     CHECK(fast.stored_bytes == strong.stored_bytes && fast.stored_bytes < 9 << 17);
+    CHECK(fast.stored_bytes == usual.stored_bytes);
+    free(bytes);
+    store_close(store);
+    check_remove(directory);
+}
+
+/* An eighth of the block is text, so the level asked for is the one that is used. */
+static void what_holds_some_text_is_not_left(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory, 16 << 20);
+    struct store_place fast;
+    struct store_place usual;
+    uint8_t *bytes = malloc(1 << 20);
+    CHECK(bytes != NULL);
+    check_fill(bytes, 1 << 20, 9);
+    for (size_t i = 0; i < 1 << 17; i++) /* words of a hundred, so a better search finds more */
+        bytes[(5 << 17) + i] = (uint8_t)('a' + bytes[i / 8 % 97 * 8 + i % 8] % 16);
+    struct store_chunk chunk = {bytes, 1 << 20};
+    CHECK(store_put(store, &chunk, 1, 1, 0, &evidence, &fast) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 5, 0, &evidence, &usual) == STATUS_OK);
+    CHECK(usual.stored_bytes != fast.stored_bytes);
     free(bytes);
     store_close(store);
     check_remove(directory);
@@ -387,6 +411,7 @@ int main(void)
     RUN(pieces_are_joined_and_bounded);
     RUN(what_does_not_shrink_is_stored_raw);
     RUN(what_no_level_shrinks_is_probed_and_left);
+    RUN(what_holds_some_text_is_not_left);
     RUN(what_is_packed_step_by_step_reads_back);
     RUN(a_block_has_at_most_8_mib);
     RUN(a_torn_tail_is_left_alone);
