@@ -6,6 +6,7 @@
   during the write counts in its favour, so "both" is the fairer figure.
 - cold: unmounted, the store's cached pages dropped, mounted again; 1 MiB reads. The bytes are
   compared by SHA-256 afterwards.
+- compacted (agentfs): the same cold read once more, after `agentfs compact`.
 - hot: the same read again; targets take turns, and the median of the repetitions counts.
 - mmap: the same, mapped, one touch a page.
 
@@ -38,7 +39,7 @@ from bench.common import (
     shown,
 )
 from bench.conversations import conversations
-from bench.targets import Target, available, work_directory
+from bench.targets import Agentfs, Target, available, work_directory
 
 PIECE_BYTES = 1 << 20
 PAGE_BYTES = 4096
@@ -183,7 +184,7 @@ def _in_and_cold(target: Target, source: Path, expected: str, size: int) -> Resu
     writing, sealing = write(source, path), seal(target, path)
     durable = target.stored_bytes() is not None
     target.remount_cold()
-    return {
+    found: Results = {
         "write_mb_per_second": megabytes / writing,
         "seal_seconds": sealing,
         "seal_mb_per_second": megabytes / sealing if durable else None,
@@ -192,6 +193,13 @@ def _in_and_cold(target: Target, source: Path, expected: str, size: int) -> Resu
         "reduction": ratio(size, target.stored_bytes()),
         "identical": sha256(path) == expected,
     }
+    if isinstance(target, Agentfs):
+        target.compact()
+        target.remount_cold()
+        found["compacted_cold_mb_per_second"] = megabytes / read(path)
+        found["compacted_reduction"] = ratio(size, target.stored_bytes())
+        found["identical"] = found["identical"] and sha256(path) == expected
+    return found
 
 
 def show(results: Results) -> None:
@@ -201,10 +209,12 @@ def show(results: Results) -> None:
         "seal": ("seal_mb_per_second", 0),
         "both": ("write_and_seal_mb_per_second", 0),
         "cold read": ("cold_mb_per_second", 0),
+        "compacted, cold": ("compacted_cold_mb_per_second", 0),
         "hot read": ("hot_mb_per_second", 0),
         "mmap": ("mmap_mb_per_second", 0),
         "hot/ext4": ("hot/ext4", 2),
         "reduction": ("reduction", 2),
+        "compacted": ("compacted_reduction", 2),
     }
     figures_table(
         f"MB/s, one JSONL of {results['bytes'] / 1e6:,.0f} MB "
