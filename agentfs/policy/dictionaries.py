@@ -2,7 +2,7 @@
 
 A block of one small file has little to refer back to: with a dictionary trained on such files those
 up to 16 KiB take 16 to 24 % less than at the same level without, those up to 64 KiB
-7 to 10 %, and what compaction packs together nothing (docs/decisions/0007).
+7 to 10 %, and what compaction packs together nothing (docs/decisions/0008).
 """
 
 from __future__ import annotations
