@@ -65,7 +65,7 @@ def _text(target: Target, report: dict[str, Any]) -> str:
         for number in report["damaged_segment_headers"]
     )
     lines += (
-        f"one of the two copies of dictionary {number} is damaged; no file needs it"
+        f"one of the two copies of dictionary {number} is damaged; the other serves"
         for number in report["damaged_dictionaries"]
     )
     lines += (

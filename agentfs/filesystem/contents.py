@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 _RECIPES_KEPT = 256
 _WINDOW_BYTES = 8 << 20
 
+_WINDOWS_AT_ONCE = min(4, os.cpu_count() or 1)
+"""Of one content: as many blocks as that are decompressed side by side, 1.8 ms of CPU a MB."""
+
 AT_ONCE_BYTES = 128 << 10
 """Hashed and written in 60 us, less than it costs to change threads twice."""
 
@@ -170,15 +173,41 @@ class ContentReader:
             if is_hole:
                 hasher.hole(start, length)
                 continue
-            for offset in range(start, start + length, _WINDOW_BYTES):
-                data = await self.read(content, offset, min(_WINDOW_BYTES, start + length - offset))
-                if len(data) <= AT_ONCE_BYTES:
-                    _copy_window(fd, hasher, data, offset)
-                else:
-                    await trio.to_thread.run_sync(_copy_window, fd, hasher, data, offset)
+            end = start + length
+            for first in range(start, end, _WINDOWS_AT_ONCE * _WINDOW_BYTES):
+                last = min(end, first + _WINDOWS_AT_ONCE * _WINDOW_BYTES)
+                windows = range(first, last, _WINDOW_BYTES)
+                for offset, data in zip(
+                    windows, await self._read_windows(content, windows, last), strict=True
+                ):
+                    if len(data) <= AT_ONCE_BYTES:
+                        _copy_window(fd, hasher, data, offset)
+                    else:
+                        await trio.to_thread.run_sync(_copy_window, fd, hasher, data, offset)
         os.ftruncate(fd, size)
         if size == recipe.size and hasher.digest() != recipe.digest:
             raise ContentDamaged(content, recipe.digest, hasher.digest())
+
+    async def _read_windows(self, content: int, offsets: Sequence[int], end: int) -> list[bytes]:
+        """What lies between each offset and the next, or the end, read side by side."""
+        found = [b""] * len(offsets)
+        errors: list[Exception] = []
+
+        async def read(number: int, offset: int) -> None:
+            try:
+                found[number] = await self.read(content, offset, min(_WINDOW_BYTES, end - offset))
+            except Exception as error:  # a nursery would make a group of it
+                errors.append(error)
+
+        if len(offsets) == 1:
+            await read(0, offsets[0])
+        else:
+            async with trio.open_nursery() as nursery:
+                for number, offset in enumerate(offsets):
+                    nursery.start_soon(read, number, offset)
+        if errors:
+            raise errors[0]
+        return found
 
     async def read_extent(self, content: int, offset: int, size: int) -> tuple[int, bytes | None]:
         """How far data, or a hole, reaches from *offset* on, and the data; None: a hole.

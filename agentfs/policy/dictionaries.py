@@ -36,8 +36,8 @@ _SAVES = 0.1
 _ROOM_SHARE = 0.01
 """Of the bytes of segments may be dictionaries, both copies counted."""
 
-_ROOM_PER_BYTE = 0.75
-"""That a dictionary takes on disk: each copy is compressed, to a third."""
+_ROOM_PER_BYTE = 0.85
+"""That a dictionary takes on disk: each copy is compressed, to a third or a little more."""
 
 _CONTENTS_MIN = 256
 """Contents made before the first training."""

@@ -1,0 +1,74 @@
+"""Whole contents, copied out: every byte, and as fast as there are cores."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from agentfs.filesystem import contents
+from agentfs.filesystem.contents import BytesLost
+from fakes.damage import damage_block, place_of
+from fakes.volumes import KIB, MIB, Machine, Shell, profile
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "_WINDOWS_AT_ONCE", 2)
+    monkeypatch.setattr(contents, "_WINDOW_BYTES", MIB)
+
+
+class WatchedStore:
+    """A store of which the first two who read at once wait for each other."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._both = threading.Barrier(2, timeout=10.0)
+        self._is_first = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get(self, pieces: Sequence[Any], *, cached_only: bool = False) -> Any:
+        if self._is_first and not cached_only:
+            self._both.wait()
+            self._is_first = False
+        return self._store.get(pieces, cached_only=cached_only)
+
+
+async def copied(shell: Shell, path: str) -> bytes:
+    """A content as an image or a staged copy gets it."""
+    content = shell.inode(path).content
+    assert content is not None
+    fd = os.memfd_create("copy")
+    try:
+        await shell.volume._reader.copy_to(content, fd)
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+
+
+async def test_blocks_of_a_large_file_are_decompressed_side_by_side(shell: Shell) -> None:
+    data = random.Random(1).randbytes(5 * MIB + 17)
+    await shell.write("/large", data)
+    await shell.write("/large", b"end", 7 * MIB)
+    await shell.seal("/large")
+    shell.volume._store.drop_cache()
+    reader = shell.volume._reader
+    reader._store = WatchedStore(reader._store)  # type: ignore[assignment]
+    found = await copied(shell, "/large")
+    assert found == data + bytes(7 * MIB - len(data)) + b"end"
+
+
+async def test_damage_in_one_of_them_is_one_error(machine: Machine) -> None:
+    shell = machine.open(profile(block_bytes=64 * KIB))
+    await shell.write("/large", random.Random(1).randbytes(5 * MIB))
+    await shell.seal("/large")
+    shell.volume._store.drop_cache()
+    damage_block(machine.store, place_of(shell, "/large", 900))
+    with pytest.raises(BytesLost, match="damaged"):
+        await copied(shell, "/large")
