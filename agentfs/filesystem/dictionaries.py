@@ -11,8 +11,11 @@ a block gets would tell of others' bytes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -245,12 +248,20 @@ class _IdleThread:
     def __init__(self, is_busy: Callable[[], bool], share: float) -> None:
         self._is_busy = is_busy
         self._share = share
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="train", initializer=be_idle)
+        self._thread = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="train", initializer=self._begin)
+
+    def _begin(self) -> None:
+        self._thread = threading.get_native_id()
+        be_idle()
 
     def __enter__(self) -> _IdleThread:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._thread:  # a step that nobody waits for any more would keep the daemon from ending
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(self._thread, os.SCHED_OTHER, os.sched_param(0))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, step: Callable[[], T]) -> T:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,29 @@ async def test_whoever_gives_up_training_waits_for_nothing(shell: Shell) -> None
     dictionaries._is_busy = lambda: False
     await dictionaries.train(1.0)
     assert numbers(shell) != []
+
+
+async def test_a_step_under_way_is_left_behind(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(samples: list[bytes], size: int) -> bytes:
+        assert os.sched_getscheduler(0) == os.SCHED_IDLE
+        begun.set()
+        go_on.wait(20)
+        return b""
+
+    monkeypatch.setattr(module, "train_dictionary", slow)
+    await fill(shell)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shell.volume._collector._dictionaries.train, 1.0)
+        await trio.to_thread.run_sync(begun.wait)
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 1
+    go_on.set()
+    assert shell.volume.index.trained_contents == 0
 
 
 async def with_blocks_that_need_one(machine: Machine) -> dict[str, bytes]:
