@@ -131,7 +131,7 @@ class Dictionaries:
                     await self._train_one(thread, kind, those)
             with self._index.transaction:
                 self._index.note_training(last)
-        except OSError as error:
+        except (OSError, CorruptBlock) as error:
             log.error("cannot train dictionaries: %s; it is tried again", error)
 
     async def _train_one(self, thread: _IdleThread, kind: int, samples: list[bytes]) -> None:

@@ -263,6 +263,17 @@ async def test_a_damaged_copy_is_mended_by_a_mount(machine: Machine) -> None:
     assert check(machine.store, still).is_clean
 
 
+async def test_one_that_is_lost_keeps_nothing_from_going_on(machine: Machine) -> None:
+    files = await with_blocks_that_need_one(machine)
+    shell = machine.open()
+    for suffix in ("dict", "twin"):
+        flip(copy_of(machine, suffix), 300)
+    files |= await fill(shell, 1000, 400)
+    assert await sealed_alone(shell, "/more", note(6000)) > 0  # without, or as it was in memory
+    await shell.compact()  # trains, and cannot compare with the one in use
+    await assert_intact(shell, {path: files[path] for path in files if path != "/alone"})
+
+
 async def test_without_its_dictionary_a_file_is_lost_named_and_writable(machine: Machine) -> None:
     files = await with_blocks_that_need_one(machine)
     for suffix in ("dict", "twin"):
