@@ -9,6 +9,7 @@ operation, as JSON, or `ok TIME` for the one before it, by time.monotonic();
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -75,8 +76,8 @@ class Performer:
     def _write(self, name: str, offset: int, tag: str, length: int) -> None:
         fd = self._opened(name)
         try:
-            data = data_of(tag, length)
-            assert os.pwrite(fd, data, offset) == length
+            if os.pwrite(fd, data_of(tag, length), offset) < length:
+                raise OSError(errno.EIO, "written in part: the mount has ended meanwhile")
         finally:
             os.close(fd)
 
