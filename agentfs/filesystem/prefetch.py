@@ -150,7 +150,7 @@ class Prefetcher:
             taken = self._unit_bytes if inode is None else max(inode.size, self._unit_bytes)
             if not self.is_on:
                 return
-            if inode is None or taken > room:
+            if inode is None or inode.id in self._expected or taken > room:
                 continue
             if await self._bring(inode, place, likelihood):
                 room -= taken
@@ -173,5 +173,5 @@ class Prefetcher:
         if is_new:
             self.fetched += 1
         else:
-            self._expected.pop(inode.id, None)
+            self._expected.pop(inode.id, None)  # it was there, or nothing makes room
         return is_new

@@ -2,8 +2,9 @@
 
 An agent is *taken up* when it uses a file after a minute of none: mostly its prompt or its
 conversation, which the rest of them follows. What it uses in the next half minute is a habit
-in the making. How likely a file is to be wanted is the share of those times in which it was,
-the last one weighing as much as all before it together.
+in the making. How likely a file is to be wanted is the share of those times in which it was, the
+last one weighing a quarter: so what is used once, as most results of tools are, is not expected,
+and a backup that takes an agent up for one file does not make it forget the others.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ PAUSE_S = 60.0
 WINDOW_S = 30.0
 """After it was taken up: what an agent uses then it wants at once, or with its first turn."""
 
-LIKELY = 0.25
-"""From which on a file is brought: it was wanted in one of the last two times."""
+LIKELY = 0.4
+"""From which on a file is brought: it was wanted the last two times, or often before."""
+
+_WEIGHT = 0.25
+"""Of the last time; of fewer than four all count alike."""
 
 AGENTS_MAX = 1024
 FILES_MAX = 32
@@ -45,13 +49,13 @@ class _Habits:
         self.used_at = -PAUSE_S
 
     def learn(self) -> None:
-        """Let what was used the last time count as much as all before."""
+        """Let the last time count."""
         places = dict.fromkeys(self.new.values())
         self.new = {}
         if not places:
             return
-        share = 0.5 if self.times else 1.0
         self.times += 1
+        share = max(1 / self.times, _WEIGHT)
         old = {place: value * (1 - share) for place, value in self.likelihoods.items()}
         learned = {place: old.pop(place, 0.0) + share for place in places}
         faded = {place: value for place, value in old.items() if value >= _FADED}

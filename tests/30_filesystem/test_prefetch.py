@@ -45,16 +45,17 @@ def test_what_an_agent_used_when_it_was_taken_up_is_expected_in_that_order() -> 
     assert expected(habits, b"b") == {}, "another agent has habits of its own"
 
 
-def test_the_last_time_counts_as_much_as_all_before() -> None:
+def test_what_was_used_once_is_not_expected_and_what_is_used_mostly_stays_so() -> None:
     habits = Habits()
-    taken_up(habits, 0.0, "talk", "old")
-    taken_up(habits, LONG_S, "talk", "new")
-    taken_up(habits, 2 * LONG_S, "talk")
-    habits.use(b"a", 3 * LONG_S)
-    assert expected(habits) == {"talk": 1.0, "old": 0.25, "new": 0.25}
-    taken_up(habits, 4 * LONG_S, "talk")
-    habits.use(b"a", 5 * LONG_S)
-    assert expected(habits) == {"talk": 1.0}
+    for time in range(8):
+        taken_up(habits, time * LONG_S, "talk", "prompt", f"result-{time}")
+    taken_up(habits, 8 * LONG_S, "talk")  # a backup, say
+    taken_up(habits, 9 * LONG_S, "talk", "new")
+    habits.use(b"a", 10 * LONG_S)
+    assert expected(habits) == {"talk": 1.0, "prompt": 0.75**2}
+    taken_up(habits, 11 * LONG_S, "talk", "new")
+    habits.use(b"a", 12 * LONG_S)
+    assert set(expected(habits)) == {"talk", "prompt", "new"}
 
 
 def test_only_a_pause_makes_an_agent_be_taken_up_and_only_its_beginning_is_learned() -> None:
@@ -209,6 +210,18 @@ async def test_what_is_not_used_within_five_minutes_was_wasted(taken: Taken) -> 
     await taken.forget(301.0)
     await taken.prefetcher.work()
     assert taken.figures() == (2, 1, 1, 0.5)
+
+
+async def test_what_is_brought_is_either_used_or_wasted_once(taken: Taken) -> None:
+    await taken.make(*taken.ALL)
+    await taken.use(*taken.ALL)
+    for _ in range(2):
+        await taken.forget()
+        await taken.use(taken.TALK)
+    assert taken.figures() == (2, 0, 0, None), "not again, when it had just been in vain"
+    await taken.forget(301.0)
+    await taken.prefetcher.work()
+    assert taken.figures() == (2, 0, 2, 0.0)
 
 
 async def test_nothing_is_brought_that_is_there(taken: Taken) -> None:
