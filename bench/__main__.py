@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import agents, bigfile, corpus, metadata, scale
+from bench import agents, bigfile, corpus, metadata, overhead, scale
 from bench.common import Results, err, finish, parser, shown, table
 from bench.targets import FAILURES, Agentfs
 
@@ -69,6 +69,8 @@ def lines(results: Results) -> Iterator[Line]:
     kib = max(grown.get("rss_kib", {}).values(), default=None)
     yield Line("scale: daemon's memory, MB", None if kib is None else kib * 1024 / 1e6, 200, False)
     yield from _agents_lines(results.get("agents", {}).get("steps", []))
+    for name, one in results.get("overhead", {}).items():
+        yield Line(f"{name}: 200 agents at work, % of a core", one["percent"], 5, False)
 
 
 def _agents_lines(steps: list[Results]) -> Iterator[Line]:
@@ -119,6 +121,7 @@ def main() -> int:
         ("metadata", ["--files", "500", "--rounds", "3"] if quick else []),
         ("scale", ["--large", "10000", "--rounds", "3"] if quick else []),
         ("bigfile", ["--megabytes", "200"] if quick else []),
+        ("overhead", ["--seconds", "30", "--rest", "5"] if quick else []),
     ]
     if chosen.corpus:
         given = ["--corpus", str(chosen.corpus)]
@@ -132,6 +135,7 @@ def main() -> int:
         "bigfile": bigfile,
         "corpus": corpus,
         "agents": agents,
+        "overhead": overhead,
     }
     results: Results = {}
     for name, extra in plan:
