@@ -125,6 +125,14 @@ void cache_release(struct block_cache *cache, struct cached_block *block)
     pthread_mutex_unlock(&cache->lock);
 }
 
+void cache_limit(struct block_cache *cache, uint64_t limit_bytes)
+{
+    pthread_mutex_lock(&cache->lock);
+    cache->limit_bytes = limit_bytes;
+    evict_locked(cache);
+    pthread_mutex_unlock(&cache->lock);
+}
+
 struct drop {
     struct block_cache *cache;
     uint64_t segment;

@@ -26,13 +26,13 @@ struct cached_block {
 };
 
 struct block_cache {
-    uint64_t limit_bytes;
     pthread_mutex_t lock;
     pthread_cond_t loaded;
-    struct lru blocks; /* guarded by lock */
-    uint64_t bytes;    /* guarded by lock: raw bytes of the ready blocks that are in the table */
-    uint64_t hits;     /* guarded by lock */
-    uint64_t misses;   /* guarded by lock */
+    uint64_t limit_bytes; /* guarded by lock */
+    struct lru blocks;    /* guarded by lock */
+    uint64_t bytes;       /* guarded by lock: raw bytes of the ready blocks that are in the table */
+    uint64_t hits;        /* guarded by lock */
+    uint64_t misses;      /* guarded by lock */
 };
 
 /* Fills raw (malloc) and raw_bytes, or evidence. Called without the lock. */
@@ -50,6 +50,9 @@ enum status cache_get(struct block_cache *cache, uint64_t segment, uint64_t offs
                       struct cached_block **block);
 
 void cache_release(struct block_cache *cache, struct cached_block *block);
+
+/* What is above the limit goes at once, but for blocks in use, which go when they are released. */
+void cache_limit(struct block_cache *cache, uint64_t limit_bytes);
 
 /* Forgets the blocks of one segment, or of all with segment 0. Who holds one keeps it. */
 void cache_drop(struct block_cache *cache, uint64_t segment);

@@ -175,6 +175,11 @@ void store_drop_cache(struct store *store)
     cache_drop(&store->cache, 0);
 }
 
+void store_limit_cache(struct store *store, uint64_t cache_bytes)
+{
+    cache_limit(&store->cache, cache_bytes);
+}
+
 void store_stats(struct store *store, struct store_stats *stats)
 {
     pthread_mutex_lock(&store->cache.lock);

@@ -125,6 +125,10 @@ enum status store_remove_dictionary(struct store *store, uint32_t number,
                                     struct evidence *evidence);
 
 void store_drop_cache(struct store *store);
+
+/* Replaces store_options' cache_bytes from now on. */
+void store_limit_cache(struct store *store, uint64_t cache_bytes);
+
 void store_stats(struct store *store, struct store_stats *stats);
 
 #endif

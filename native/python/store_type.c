@@ -610,6 +610,17 @@ static PyObject *store_drop_cache_method(struct store_object *self, PyObject *un
     return none_when(call_end(self, &call));
 }
 
+static PyObject *store_limit_cache_method(struct store_object *self, PyObject *limit)
+{
+    struct call call;
+    unsigned long long cache_bytes = PyLong_AsUnsignedLongLong(limit);
+
+    if (PyErr_Occurred() || !call_begin(self, &call))
+        return NULL;
+    store_limit_cache(call.store, cache_bytes);
+    return none_when(call_end(self, &call));
+}
+
 static PyObject *store_stats_method(struct store_object *self, PyObject *unused)
 {
     struct store_stats stats;
@@ -741,6 +752,10 @@ PyDoc_STRVAR(
 PyDoc_STRVAR(drop_cache_doc, "drop_cache($self, /)\n--\n\n"
                              "Forget all decompressed blocks.");
 
+PyDoc_STRVAR(limit_cache_doc,
+             "limit_cache($self, cache_bytes, /)\n--\n\n"
+             "Keep so many bytes of decompressed blocks from now on; the oldest of the others go.");
+
 PyDoc_STRVAR(stats_doc, "stats($self, /)\n--\n\n"
                         "Counters since opening: cache_hits, cache_misses, blocks_put, bytes_put "
                         "(stored, with headers),\n"
@@ -771,6 +786,7 @@ static PyMethodDef store_methods[] = {
     {"remove_dictionary", (PyCFunction)store_remove_dictionary_method, METH_VARARGS,
      remove_dictionary_doc},
     {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, drop_cache_doc},
+    {"limit_cache", (PyCFunction)store_limit_cache_method, METH_O, limit_cache_doc},
     {"stats", (PyCFunction)store_stats_method, METH_NOARGS, stats_doc},
     {"close", (PyCFunction)store_close_method, METH_NOARGS, close_doc},
     {0},

@@ -78,10 +78,35 @@ static void a_block_dropped_while_loading_serves_its_reader_only(void)
     cache_free(&cache);
 }
 
+static void a_lower_limit_holds_at_once_and_for_blocks_in_use_later(void)
+{
+    struct cached_block *block, *used;
+    CHECK(cache_init(&cache, 10 * BLOCK));
+    CHECK(cache_get(&cache, 1, 1, load_bytes, NULL, &evidence, &used) == STATUS_OK);
+    for (uint64_t offset = 2; offset <= 10; offset++) {
+        CHECK(cache_get(&cache, 1, offset, load_bytes, NULL, &evidence, &block) == STATUS_OK);
+        cache_release(&cache, block);
+    }
+    cache_limit(&cache, 3 * BLOCK);
+    CHECK(cache.bytes == 3 * BLOCK && cache.blocks.count == 3);
+    CHECK(cache_get(&cache, 1, 10, NULL, NULL, &evidence, &block) == STATUS_OK);
+    cache_release(&cache, block);
+    cache_limit(&cache, 0);
+    CHECK(cache.bytes == BLOCK && used->raw != NULL);
+    cache_release(&cache, used);
+    CHECK(cache.bytes == 0 && cache.blocks.count == 0);
+    cache_limit(&cache, BLOCK);
+    CHECK(cache_get(&cache, 1, 1, load_bytes, NULL, &evidence, &block) == STATUS_OK);
+    cache_release(&cache, block);
+    CHECK(cache.bytes == BLOCK);
+    cache_free(&cache);
+}
+
 int main(void)
 {
     RUN(a_look_at_a_loading_block_keeps_no_reference);
     RUN(a_failure_is_not_cached);
     RUN(a_block_dropped_while_loading_serves_its_reader_only);
+    RUN(a_lower_limit_holds_at_once_and_for_blocks_in_use_later);
     return 0;
 }

@@ -176,6 +176,18 @@ def test_cached_only_reads_nothing(store):
     assert store.stats()["cache_bytes"] == 0
 
 
+def test_the_cache_is_shrunk_and_grows_again(store):
+    places = [(*store.put([text(4000)], 3)[:2], 0, 4000) for _ in range(4)]
+    for limit, cached in ((8000, 8000), (0, 0), (12_000, 12_000)):
+        store.limit_cache(limit)
+        for place in places:
+            store.get([place])
+        assert store.stats()["cache_bytes"] == cached
+    for wrong in (-1, 1 << 64, "1", None):
+        with pytest.raises((OverflowError, TypeError)):
+            store.limit_cache(wrong)
+
+
 def test_the_cache_is_counted_and_dropped(store):
     segment, offset, stored_bytes = store.put([text(4000)], 3)
     for _ in range(3):
@@ -244,6 +256,7 @@ def test_a_closed_store_raises_value_error(store):
         store.roll,
         store.stats,
         store.drop_cache,
+        lambda: store.limit_cache(0),
     ):
         with pytest.raises(ValueError, match="closed"):
             call()
