@@ -174,6 +174,28 @@ class Tiers:
 
 
 @dataclass(frozen=True, slots=True)
+class Pressure:
+    """When memory is short. What is done then, policy/pressure.py says."""
+
+    daemon_bytes: int = _key(0, 0, TIB)
+    """Budget of the daemon's own memory; 0 is a sixteenth of RAM, at least 128 MiB."""
+
+    horizon_s: float = _key(5.0, 0.0, 60.0)
+    """How far ahead the growth of what lies on tmpfs is expected (seconds); 0: not at all."""
+
+    available_share: float = _key(0.1, 0.0, 0.5)
+    """Of RAM: with less available, caches are shrunk."""
+
+    stalled_share: float = _key(0.1, 0.01, 1.0)
+    """Of the last ten seconds: if programs waited for memory for longer, the same."""
+
+    @property
+    def daemon_budget_bytes(self) -> int:
+        """The budget with 0 resolved against this machine's RAM."""
+        return self.daemon_bytes or max(ram_bytes() // 16, 128 * MIB)
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A whole mount profile; `Profile("default")` has every key at its default."""
 
@@ -183,6 +205,7 @@ class Profile:
     hot: Hot = field(default_factory=Hot)
     kinds: Kinds = field(default_factory=Kinds)
     tiers: Tiers = field(default_factory=Tiers)
+    pressure: Pressure = field(default_factory=Pressure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +222,13 @@ class MountConfig:
     """Let other users in (the kernel checks modes). Root's mounts set it."""
 
 
-_SECTIONS: dict[str, type[Seal | Store | Hot | Kinds | Tiers]] = {
+_SECTIONS: dict[str, type[Seal | Store | Hot | Kinds | Tiers | Pressure]] = {
     "seal": Seal,
     "store": Store,
     "hot": Hot,
     "kinds": Kinds,
     "tiers": Tiers,
+    "pressure": Pressure,
 }
 _KNOWN_KEYS = [
     f"{section}.{key.name}" for section, of in _SECTIONS.items() for key in dataclasses.fields(of)

@@ -238,20 +238,12 @@ class Kernel:
         return []
 
 
-class Plenty(images.Images):
-    """On a machine with memory to spare."""
-
-    @staticmethod
-    def _asks_for_memory() -> bool:
-        return False
-
-
 class Scarce(images.Images):
     """On a machine that is short of memory all day."""
 
-    @staticmethod
-    def _asks_for_memory() -> bool:
-        return True
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.cool(1.0)
 
 
 class LeastRecentlyUsed(images.Images):
@@ -277,7 +269,7 @@ class Nothing(images.Images):
 
 
 POLICIES: dict[str, type[images.Images]] = {
-    "policy": Plenty,
+    "policy": images.Images,
     "scarce": Scarce,
     "lru": LeastRecentlyUsed,
     "none": Nothing,

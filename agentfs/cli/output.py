@@ -105,6 +105,12 @@ def prefetch(figures: Mapping[str, Any]) -> str:
     return f"{brought} brought, {used:,} used soon after, {wasted:,} not ({rate:.0%})"
 
 
+def pressure(figures: Mapping[str, Any]) -> str:
+    """Return what a daemon gives up for want of memory, and which readings call for it."""
+    causes = ", ".join(figures["pressure_causes"])
+    return f"{figures['pressure']} ({causes})" if causes else str(figures["pressure"])
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function (what, done, total) that draws a bar once PATIENCE_S is over.

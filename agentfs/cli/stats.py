@@ -26,6 +26,10 @@ EMPTY: dict[str, Any] = {
     **dict.fromkeys(("pid", "keeper_pid", "worker_pid"), None),
     **dict.fromkeys(("relay", "rss_bytes", "uptime_s", "cache_hits", "cache_misses"), None),
     **dict.fromkeys(("prefetched", "prefetch_used", "prefetch_wasted", "prefetch_hit_rate"), None),
+    **dict.fromkeys(("pressure", "pressure_step", "pressure_causes", "pressure_entered"), None),
+    **dict.fromkeys(("daemon_budget_bytes", "available_share", "stalled_share"), None),
+    **dict.fromkeys(("expected_bytes", "evicted_bytes", "evicted_ahead_bytes"), None),
+    **dict.fromkeys(("tmpfs_refusals", "writer_waits"), None),
     **dict.fromkeys(("compaction", "compaction_done_bytes", "compaction_total_bytes"), None),
 }
 
@@ -137,6 +141,8 @@ def _details(figures: dict[str, Any]) -> list[str]:
     lines.append(daemon)
     if figures["prefetched"]:
         lines.append(f"  prefetch {output.prefetch(figures)}")
+    if figures["pressure"] is not None:
+        lines.append(f"  memory   {output.pressure(figures)}")
     if figures["compaction"] not in (None, "idle"):
         done, total = figures["compaction_done_bytes"], figures["compaction_total_bytes"]
         of = f"{output.size(done)} of {output.size(total)}"

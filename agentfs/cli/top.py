@@ -95,6 +95,7 @@ def _activity(figures: dict[str, Any]) -> str:
         said += f", {hits / (hits + misses):.0%} of {hits + misses:,} block reads from the cache"
     if figures["prefetched"]:
         said += f", prefetch: {output.prefetch(figures)}"
+    said += f", memory: {output.pressure(figures)}"
     return f"{said}, {figures['mode']} mode, up {output.duration(figures['uptime_s'])}"
 
 

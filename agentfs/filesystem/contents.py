@@ -23,7 +23,7 @@ from agentfs.index import ChunkLost, Index
 
 log = logging.getLogger(__name__)
 
-_RECIPES_KEPT = 256
+RECIPES_KEPT = 256
 _WINDOW_BYTES = 8 << 20
 
 _WINDOWS_AT_ONCE = min(4, os.cpu_count() or 1)
@@ -79,6 +79,7 @@ class ContentReader:
         self._contents.recipe_changed = self.forget
         self._store = store
         self._recipes: OrderedDict[int, Recipe] = OrderedDict()
+        self._recipes_kept = RECIPES_KEPT
         self._loading = 0
 
     @property
@@ -91,11 +92,17 @@ class ContentReader:
         recipe = self._recipes.get(content)
         if recipe is None:
             recipe = self._recipes[content] = Recipe(*self._contents.get(content))
-            if len(self._recipes) > _RECIPES_KEPT:
+            if len(self._recipes) > self._recipes_kept:
                 self._recipes.popitem(last=False)
         else:
             self._recipes.move_to_end(content)
         return recipe
+
+    def limit_recipes(self, count: int) -> None:
+        """Keep so many from now on: one of a gigabyte takes as much as 100 of small files."""
+        self._recipes_kept = count
+        while len(self._recipes) > count:
+            self._recipes.popitem(last=False)
 
     def forget(self, content: int) -> None:
         """A content was removed and its id may be given again, or its recipe has changed."""

@@ -139,8 +139,14 @@ class Files:
     def prepare_new(self, file: LiveFile, *, is_privileged: bool = True) -> None:
         """Make an inode just made ready to be opened."""
 
+    def look_at_growth(self) -> None:
+        """Called now and then: count what was written without our being asked."""
+
     async def tidy(self) -> None:
         """Called now and then: what can wait until then."""
+
+    def cool(self, pace: float | None) -> None:
+        """Drop what has cooled for all, so many times as fast; None: it stays, if there is room."""
 
     def is_hot(self, content: int) -> bool:
         """Whether a content lies on tmpfs, for all who have it, and is to stay."""
@@ -288,7 +294,7 @@ class Files:
         """
         if growth > 0:
             staged = await self._make_sure_of_disk(file, staged, growth)
-        if growth > 0 and not staged.on_disk and not self._staging.fits(growth):
+        if growth > 0 and not staged.on_disk and not self._staging.takes(growth):
             await self._move_to_disk(file, staged)
             staged = await self._own(file)
         if staged.on_disk:
@@ -305,7 +311,7 @@ class Files:
         wanted = growth
         if staged.on_disk:
             wanted += growth
-        elif not self._staging.fits(growth):
+        elif self._staging.slows_writers or not self._staging.fits(growth):
             wanted += growth + self._staging.taken_bytes(staged)
         if not self._staging.lacks_disk(wanted):
             return staged
@@ -353,7 +359,7 @@ class Files:
 
     async def _stage(self, file: LiveFile, limit: int | None = None) -> StagedFile:
         """A staged copy that no clone shares, made if need be: all of it, or *limit* bytes."""
-        if self._staging.is_crowded:
+        if self._staging.makes_wait:
             await self._staging.wait_for_room()
         async with file.lock:
             frozen, inode = file.staged, file.inode

@@ -5,7 +5,7 @@ inode that is attached to it, so all who map it share its pages. Images are made
 by decompressing, or kept when a staged file is sealed, which costs a rename.
 Together with staged files they stay within the budget of the tmpfs; to make room,
 the images that are worth least go first (`policy.placement`), never one that a program
-has open or that is pinned. What is cold goes in any case, what is warm when memory is scarce.
+has open or that is pinned. What is cold goes in any case, what is warm when memory is short.
 
 All scores fall alike with time, so one number says what an image is worth for as long as
 nothing else changes: the score it had when it was used, and when that was.
@@ -26,7 +26,7 @@ from typing import Protocol
 
 import trio
 
-from agentfs.filesystem import memory
+from agentfs.config import Tiers
 from agentfs.filesystem.contents import BytesLost, ContentReader
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.placement import Placement
@@ -179,7 +179,8 @@ class Images:
         self._placed: list[Image] = []
         """Images opened through another directory than before: to be judged first."""
         self._next_round = 0.0
-        self._is_scarce = False
+        self._pace: float | None = None
+        """How many times as fast as configured contents cool that leave then; None: they stay."""
         self.clock: Callable[[], float] = time.monotonic
         self._in_small_pages: list[Image] = []
         staging.make_room = self.make_room
@@ -252,11 +253,11 @@ class Images:
         """Make a content resident that is likely to be opened; False: it is, or it is not to be.
 
         It counts as less than one just opened by as many doublings as it is unlikely, and takes
-        the room of what counts less. Nothing is expected while memory is scarce.
+        the room of what counts less.
         """
         assert inode.content is not None, "it is sealed"
         assert inode.parent is not None, "it has a name"
-        if self._is_scarce or self.find(inode.content) is not None:
+        if self.find(inode.content) is not None:
             return False
         await self._judge_some(self._placed)
         weights = self._placement.weights
@@ -272,10 +273,11 @@ class Images:
         return True
 
     def _fits(self, size: int, worth: float) -> bool:
-        if worth < math.inf:  # in vain nothing is to be dropped
-            lesser = sum(image.size for image in self._images.values() if image.priority < worth)
-            if self._staging.used_bytes - lesser + size > self._staging.budget_bytes:
-                return False
+        if worth == math.inf:
+            return self._staging.takes(size)
+        lesser = sum(image.size for image in self._images.values() if image.priority < worth)
+        if self._staging.used_bytes - lesser + size > self._staging.budget_bytes:
+            return False  # in vain nothing is to be dropped
         return self._staging.used_bytes + size <= self._staging.budget_bytes or self.make_room(
             size, worth
         )
@@ -408,30 +410,36 @@ class Images:
 
     def tier(self, image: Image) -> str:
         """Where it belongs: hot, if it is to stay."""
+        return self._tier(image, self._placement.weights)
+
+    def _tier(self, image: Image, weights: Tiers) -> str:
         users = image.users.items()
         if image.is_pinned or any(one.handles or self._relay.opens(at) for at, one in users):
             return "hot"
         aged = replace(image.facts, age_s=self.clock() - image.used_at)
-        return tier(aged, self._placement.weights)
+        return tier(aged, weights)
 
     def judge_anew(self) -> None:
         """Attributes have changed: what was found holds no more."""
         self._placement.forget()
         self._next_round = 0.0
 
-    @staticmethod
-    def _asks_for_memory() -> bool:
-        return memory.is_scarce()
+    def cool(self, pace: float | None) -> None:
+        """Let contents leave that have cooled, and cool so many times as fast; None: let them stay.
+
+        They are looked at from now on, not when the next round begins.
+        """
+        self._pace = pace
+        self._next_round = 0.0
 
     async def settle(self) -> None:
-        """Judge images anew, in rounds; drop those that are cold, or warm while memory is scarce.
+        """Judge images anew, in rounds; drop those that are cold, or warm while memory is short.
 
         What is cold takes memory that the kernel could use: it cannot take back a tmpfs's.
         """
         now = self.clock()
         if not self._round and now >= self._next_round:
             self._next_round = now + _ROUND_S
-            self._is_scarce = self._asks_for_memory()
             await self._placement.note_open_files()
             self._round = list(self._images.values())
         self._placement.note_uses()
@@ -443,9 +451,16 @@ class Images:
         for image in [images.pop() for _ in range(min(len(images), _JUDGED))]:
             if self._images.get(image.digest) is image:
                 self._judge(image)
-                if self.tier(image) in (("warm", "cold") if self._is_scarce else ("cold",)):
+                if self._is_to_leave(image):
                     self._drop(image)
             await turns.give()
+
+    def _is_to_leave(self, image: Image) -> bool:
+        weights = self._placement.weights
+        if self._pace is None:
+            return self._tier(image, weights) == "cold"
+        faster = replace(weights, cool_s=weights.cool_s / self._pace)
+        return self._tier(image, faster) != "hot"
 
     def _has_place(self, worth: float = math.inf) -> bool:
         """Whether there may be one image more. Before it is made: nobody uses a new one yet."""
@@ -497,7 +512,7 @@ class Images:
         del self._images[image.digest]
         self._relay.unregister(image.backing)
         os.unlink(image.path)
-        self._staging.count_images(-image.size)
+        self._staging.evict(image.size)
         return True
 
     def close(self) -> None:

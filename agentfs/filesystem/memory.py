@@ -1,38 +1,100 @@
-"""Whether the machine is short of memory, and what of ours goes back to it."""
+"""How short of memory machine, control group and process are, and what of ours goes back.
+
+Nothing is read unless somebody asks, 100 us for all of it. What may change between two
+questions, the kernel tells: a trigger of pressure stall information makes `alarm`
+readable, so that nobody need ask often.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from pathlib import Path
+import os
+import select
 
-_SCARCE_SHARE = 0.1
-"""Of RAM, below which what is available is scarce."""
+from agentfs.machine.reading import Machine
 
-_STALL_PERCENT = 10.0
-"""Of the last ten seconds in which some program waited for memory, from which on it is."""
+_TRIGGER = b"some 200000 2000000\0"
+"""Some program waited for memory for 0.2 of 2 s. Who is not root may ask for multiples of 2 s."""
 
-_MEMINFO = Path("/proc/meminfo")
-_PRESSURE = Path("/proc/pressure/memory")
+TRIGGER_SHARE = 0.1
 
-
-def is_scarce() -> bool:
-    """By MemAvailable, and by pressure stall information where the kernel keeps it; 50 us."""
-    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    available, total = (int(fields[key].split()[0]) for key in ("MemAvailable", "MemTotal"))
-    return available < _SCARCE_SHARE * total or _stalled_percent() >= _STALL_PERCENT
-
-
-def _stalled_percent() -> float:
-    try:
-        some = _PRESSURE.read_text().splitlines()[0]
-    except OSError:  # kernels may be built, or booted, without it
-        return 0.0
-    return float(some.split("avg10=")[1].split()[0])
-
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _libc = ctypes.CDLL(None)
 _M_MMAP_THRESHOLD = -3
 """From malloc.h."""
+
+
+class Memory:
+    """What there is to know, and a descriptor that says when to ask."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._groups = machine.memory_groups()
+        self._pressure_files = machine.pressure_files()
+        self._triggers = [fd for fd in map(self._trigger, self._pressure_files) if fd is not None]
+        self.alarm: select.epoll | None = None
+        """Owned. Readable when programs wait for memory; None: the kernel does not tell."""
+        if self._triggers:
+            self.alarm = select.epoll()
+            for fd in self._triggers:
+                self.alarm.register(fd, select.EPOLLPRI)
+
+    def _trigger(self, path: str) -> int | None:
+        """A descriptor on which the kernel reports; None: it has no PSI, or we have no right."""
+        try:
+            fd = os.open(self._machine.path(path), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            self._require_pollable(fd)  # or it is no file of the kernel's
+            os.write(fd, _TRIGGER)
+        except OSError:
+            os.close(fd)
+            return None
+        return fd
+
+    @staticmethod
+    def _require_pollable(fd: int) -> None:
+        with select.epoll() as probe:
+            probe.register(fd, select.EPOLLPRI)
+
+    def acknowledge(self) -> None:
+        """Let `alarm` be silent until the kernel reports again."""
+        assert self.alarm is not None
+        self.alarm.poll(0)
+
+    def available_share(self) -> float:
+        """Of RAM, or of what a control group of ours may use, the least that is available."""
+        shares = [group.available_share() for group in self._groups]
+        memory = self._machine.memory()
+        with contextlib.suppress(KeyError):
+            shares.append(memory["MemAvailable"] / memory["MemTotal"])
+        return min(shares, default=1.0)
+
+    def stalled_share(self) -> float:
+        """Of the last ten seconds, in which some program waited for memory; 0 without PSI."""
+        texts = map(self._machine.text, self._pressure_files)
+        return max((_stalled_share(text) for text in texts if text), default=0.0)
+
+    def close(self) -> None:
+        if self.alarm is not None:
+            self.alarm.close()
+        for fd in self._triggers:
+            os.close(fd)
+
+
+def _stalled_share(text: str) -> float:
+    some = text.splitlines()[0]
+    return float(some.split("avg10=")[1].split()[0]) / 100
+
+
+def own_bytes() -> int:
+    """Memory of this process that it shares with none."""
+    with open("/proc/self/statm") as statm:
+        _, resident, shared, *_ = map(int, statm.read().split())
+    return (resident - shared) * _PAGE_BYTES
 
 
 def map_from(size_bytes: int) -> None:

@@ -206,7 +206,7 @@ class PassthroughFiles(Files):
         """
         staging = self._staging
         is_ours = not self._may_write_unasked(file.inode, is_privileged)
-        if is_ours or staging.is_crowded or not staging.fits(0):
+        if is_ours or staging.makes_wait or not staging.takes(0):
             return
         file.staged = staged = self._staging.create(file.inode.id)
         os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))
@@ -351,8 +351,7 @@ class PassthroughFiles(Files):
             self._table.released(file)
 
     def room_to_warm(self) -> float:
-        staged_bytes = self._staging.used_bytes - self._staging.image_bytes
-        return self._staging.budget_bytes - staged_bytes
+        return self._staging.budget_bytes - self._staging.staged_bytes
 
     async def warm(self, inode: Inode, name: bytes) -> bool:
         assert inode.content is not None, "it is sealed"
@@ -372,12 +371,17 @@ class PassthroughFiles(Files):
     def judge_anew(self) -> None:
         self.images.judge_anew()
 
-    async def tidy(self) -> None:
+    def look_at_growth(self) -> None:
         for file in list(self._table.files()):
             if file.writers and file.is_passed_through and file.staged is not None:
                 file.refresh()
                 self._staging.count(file.staged, file.taken_bytes)
-        self.images.make_room(0)
+
+    def cool(self, pace: float | None) -> None:
+        self.images.cool(pace)
+
+    async def tidy(self) -> None:
+        self._staging.make_room_ahead()
         await self.images.settle()
         await self.images.collapse()
 

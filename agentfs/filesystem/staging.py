@@ -51,8 +51,6 @@ _OWNER = "store"
 _BOOT = "boot"
 _NOT_STAGED = {_IMAGES, _OWNER}
 _ROOM_TRIES = 4
-_PRESSURE_SHARE = 0.75
-"""Of what may be staged: from here on, closed files are sealed without rest."""
 _ROWS_SHARE = 0.05
 """Of bytes that are sealed: what the index takes for chunks of 4 KiB, headers included."""
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -266,7 +264,19 @@ class Staging:
         self._unsynced_bytes = 0
         self._flushing = Mutex()
         self.image_bytes = 0
-        """Of that, the images."""
+        """Of used_bytes, the images."""
+        self.evicted_bytes = 0
+        """Of images that were dropped, so far."""
+        self.evicted_ahead_bytes = 0
+        """Of these, before the room was wanted."""
+        self.expected_bytes = 0
+        """By how much used_bytes is about to grow."""
+        self.slows_writers = False
+        """Memory is so short that tmpfs takes nothing new, and who writes waits for a seal."""
+        self.waits = 0
+        """How often a program had to wait for room."""
+        self.refusals = 0
+        """How often tmpfs did not take something."""
         self.is_wanted = trio.Event()
         """Set by who waits for room that sealing would make."""
         self.was_made = trio.Event()
@@ -293,7 +303,7 @@ class Staging:
 
     def create(self, inode_id: int, size_bytes: int = 0) -> StagedFile:
         """An empty staged file, for content that will be about *size_bytes* long."""
-        on_disk = self._fast is self._disk or not self.fits(size_bytes)
+        on_disk = self._fast is self._disk or not self.takes(size_bytes)
         path = self._path(inode_id, on_disk=on_disk)
         try:
             fd = os.open(path, _NEW_FILE, 0o600)
@@ -312,7 +322,7 @@ class Staging:
         self, inode_id: int, size_bytes: int, *, on_disk: bool = False
     ) -> StagedFile:
         """Like `create`, under a name that a restart discards; see `complete`."""
-        on_disk = on_disk or self._fast is self._disk or not self.fits(size_bytes)
+        on_disk = on_disk or self._fast is self._disk or not self.takes(size_bytes)
         path = self._path(inode_id, on_disk=on_disk) + _INCOMPLETE
         fd = os.open(path, _NEW_FILE, 0o600)
         return self._new(path, on_disk=on_disk, fd=fd)
@@ -390,27 +400,54 @@ class Staging:
         self.used_bytes += growth_bytes
         self.image_bytes += growth_bytes
 
+    def evict(self, size_bytes: int) -> None:
+        """Note that an image of so many bytes was dropped."""
+        self.count_images(-size_bytes)
+        self.evicted_bytes += size_bytes
+
+    def make_room_ahead(self) -> None:
+        """Be within the budget, also with what is expected: nobody is to wait for an eviction."""
+        before = self.evicted_bytes
+        is_ahead = self.used_bytes <= self.budget_bytes
+        self.make_room(self.expected_bytes)
+        if is_ahead:
+            self.evicted_ahead_bytes += self.evicted_bytes - before
+
     async def wait_for_room(self, wanted_bytes: int = 0) -> None:
-        """Return when tmpfs may take so much more, or when sealing does not get it there."""
+        """Return when tmpfs may take so much more, or when sealing does not get it there.
+
+        While writers are slowed, wait for the next tick first, which is not hurried: that would
+        take from those who are short of memory. What is written goes to disk then.
+        """
+        if self.slows_writers:
+            self.waits += 1
+            await self.was_made.wait()
         for _ in range(_ROOM_TRIES if wanted_bytes <= self.budget_bytes else 0):
-            if self.fits(wanted_bytes) and not self.is_crowded:
+            if not self._is_crowded and (self.slows_writers or self.fits(wanted_bytes)):
                 return
+            self.waits += 1
             self.is_wanted.set()
             await self.was_made.wait()
 
     @property
-    def is_crowded(self) -> bool:
+    def makes_wait(self) -> bool:
+        """Whether who is about to stage one more file calls `wait_for_room` first."""
+        return self.slows_writers or self._is_crowded
+
+    @property
+    def _is_crowded(self) -> bool:
         """Whether so many files are staged that some must be sealed before there are more."""
         return self.files >= _FILES_MAX
 
     @property
-    def is_under_pressure(self) -> bool:
-        """Whether files are to be sealed as soon as they are closed."""
-        return (
-            self.used_bytes - self.image_bytes > _PRESSURE_SHARE * self.budget_bytes
-            or self.files > _PRESSURE_SHARE * _FILES_MAX
-            or self.lacks_disk(0)
-        )
+    def files_share(self) -> float:
+        """Of the files that may be staged, those that are."""
+        return self.files / _FILES_MAX
+
+    @property
+    def staged_bytes(self) -> int:
+        """On tmpfs, of files that are not sealed."""
+        return self.used_bytes - self.image_bytes
 
     async def write_behind(self, staged: StagedFile, size_bytes: int) -> None:
         """Return when so much more may be written on disk: a slow disk slows who writes.
@@ -427,7 +464,7 @@ class Staging:
 
     def free_bytes(self) -> int:
         """Room on the disk that neither the reserve nor sealing what is staged will want."""
-        staged_bytes = self.used_bytes - self.image_bytes + self.disk_bytes
+        staged_bytes = self.staged_bytes + self.disk_bytes
         rows_bytes = int(staged_bytes * _ROWS_SHARE)
         return max(self.room.spare_bytes() - staged_bytes - rows_bytes, 0)
 
@@ -460,6 +497,13 @@ class Staging:
     def fits(self, growth_bytes: int) -> bool:
         """Whether tmpfs may take *growth_bytes* more."""
         return self.used_bytes + growth_bytes <= self.budget_bytes or self.make_room(growth_bytes)
+
+    def takes(self, growth_bytes: int) -> bool:
+        """Whether so much more is to go to tmpfs, and not to disk."""
+        if not self.slows_writers and self.fits(growth_bytes):
+            return True
+        self.refusals += 1
+        return False
 
     def copy_to_disk(self, staged: StagedFile) -> int:
         """Copy a staged file from tmpfs to the store's disk; a descriptor of the copy.

@@ -20,12 +20,12 @@ import trio
 from agentfs.chunks import Store
 from agentfs.chunks.digest import DomainKeys
 from agentfs.config import Profile
-from agentfs.filesystem import copies, fsck
+from agentfs.filesystem import copies, fsck, memory
 from agentfs.filesystem.agents import Agents
 from agentfs.filesystem.breakdown import Breakdown
 from agentfs.filesystem.census import Census
 from agentfs.filesystem.clone import Cloned, Cloner
-from agentfs.filesystem.contents import ContentReader
+from agentfs.filesystem.contents import RECIPES_KEPT, ContentReader
 from agentfs.filesystem.description import PIN_ATTRIBUTE, Described, Describer
 from agentfs.filesystem.dictionaries import Dictionaries
 from agentfs.filesystem.durability import Durability
@@ -33,10 +33,12 @@ from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.images import Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile
+from agentfs.filesystem.memory import Memory
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.prefetch import Prefetcher
+from agentfs.filesystem.pressure import Pressure
 from agentfs.filesystem.ranges import holes_in
 from agentfs.filesystem.reclaim import Collector
 from agentfs.filesystem.report import Totals
@@ -51,9 +53,11 @@ from agentfs.filesystem.staging import (
 )
 from agentfs.filesystem.turns import Turns
 from agentfs.filesystem.view import View
-from agentfs.index import Index
+from agentfs.index import CACHE_KIB, Index
+from agentfs.machine.reading import Machine
 from agentfs.model import Holding, Inode
 from agentfs.policy.kinds import rules_of
+from agentfs.policy.pressure import Step
 from agentfs.policy.sealing import due, packing_order
 
 log = logging.getLogger(__name__)
@@ -61,6 +65,12 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.5
 _FLUSH_S = 5.0
 """How long names and seals may wait for a flush that nobody asks for; as long as on ext4."""
+
+_SHRUNK = 8
+"""Into which a cache is divided that is shrunk."""
+
+_EARLY_PACE = 10.0
+"""How many times as fast contents cool that are evicted early: conversations in half a minute."""
 
 _COPY_AFTER_S = 900.0
 """How old a copy of the namespace gets while names change."""
@@ -110,9 +120,11 @@ class Volume:
         *,
         relay: Relay | None = None,
         private_tmpfs: bool = False,
+        machine: Machine | None = None,
     ) -> None:
         """Open the store at *path*, which exists; an empty directory becomes a store.
 
+        :param machine: whose memory may get short; None: the one that this is
         :param private_tmpfs: keep what is staged on a tmpfs of our own, which takes root
         :param relay: takes over reads and writes of files that lie on tmpfs; None: we serve them
         """
@@ -218,6 +230,10 @@ class Volume:
         self.census = Census(self.agents)
         self.view = self.table.unlisted = View(self.index, self.table, self.census)
         self._totals = Totals(self.index, path)
+        self._reader = reader
+        self._memory = Memory(machine or Machine())
+        self.pressure = Pressure(profile.pressure, self.staging, self._memory)
+        self.pressure.on_change = self._give_up
         self.samples = Samples(functools.partial(self.stats, is_repeated=True))
         self.commits_lost = 0
         """Changes that an earlier daemon made and damage to its log has taken."""
@@ -230,6 +246,7 @@ class Volume:
                     self._note_lost_commits()
                 self._begin(relay)
         except BaseException:
+            self._memory.close()
             self._store.close()
             raise
 
@@ -316,6 +333,7 @@ class Volume:
             nursery.start_soon(self._warm_pinned)
             nursery.start_soon(self.prefetcher.run)
             nursery.start_soon(self._collector.compact_in_background)
+            nursery.start_soon(self.pressure.watch)
             while True:
                 with trio.move_on_after(_TICK_S):
                     await self.staging.is_wanted.wait()
@@ -328,6 +346,8 @@ class Volume:
     async def _keep_house(self) -> None:
         while True:
             with _going_on():
+                self.files.look_at_growth()
+                self.pressure.look()
                 self._tidy_index()
                 await self.files.tidy()
             await trio.sleep(_TICK_S)
@@ -352,7 +372,8 @@ class Volume:
 
     async def _seal_what_rests(self) -> None:
         now = time.monotonic()
-        rest_s = 0.0 if self.staging.is_under_pressure else self._profile.seal.rest_s
+        is_early = self.pressure.step >= Step.SEAL_EARLY or self.staging.lacks_disk(0)
+        rest_s = 0.0 if is_early else self._profile.seal.rest_s
         found = due(
             (file for file in self.table.staged_files() if file.inode.nlink),
             now,
@@ -361,6 +382,20 @@ class Volume:
         )
         if found:
             await self._seal(found, now)
+
+    def _give_up(self, before: Step, now: Step) -> None:
+        """Do what a step of pressure means, or undo it; the others ask for the step."""
+        shrinks = now >= Step.SHRINK_CACHES
+        if shrinks != (before >= Step.SHRINK_CACHES):
+            part = _SHRUNK if shrinks else 1
+            self._store.limit_cache(self._profile.store.cache_bytes // part)
+            self.index.limit_cache(CACHE_KIB // part)
+            self._reader.limit_recipes(RECIPES_KEPT // part)
+        if shrinks and now > before:
+            memory.give_back()
+        self.files.cool(_EARLY_PACE if now >= Step.SEAL_EARLY else 1.0 if shrinks else None)
+        self.prefetcher.is_on = now < Step.STOP_PREFETCH
+        self.staging.slows_writers = now >= Step.SLOW_WRITERS
 
     async def _seal(self, files: list[LiveFile], now: float) -> None:
         try:
@@ -589,6 +624,7 @@ class Volume:
             "staged_bytes": sum(file.inode.size for file in staged),
             "resident_bytes": self.staging.used_bytes,
             "resident_budget_bytes": self.staging.budget_bytes,
+            **self.pressure.figures(),
             "cache_hits": cache["cache_hits"],
             "cache_misses": cache["cache_misses"],
             **self.prefetcher.figures(),
@@ -600,6 +636,7 @@ class Volume:
     def close(self) -> None:
         """Let go of the store. What is still staged stays so, for the next mount."""
         self.table.reap()
+        self._memory.close()
         self.staging.close()
         self._store.close()
         self.index.close()

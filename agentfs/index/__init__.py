@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agentfs.index.agents import Agents
 from agentfs.index.connection import (
+    CACHE_KIB,
     COPIES_DIRECTORY,
     INDEX_NAME,
     IndexConnection,
@@ -21,6 +22,7 @@ from agentfs.index.loans import Loans
 from agentfs.index.xattrs import Xattrs
 
 __all__ = [
+    "CACHE_KIB",
     "COPIES_DIRECTORY",
     "INDEX_NAME",
     "ChunkLost",

@@ -36,7 +36,8 @@ CHECKPOINT_BYTES = 32 << 20
 
 VACUUM_BYTES = 8 << 20
 
-_CACHE_KIB = 32 << 10
+CACHE_KIB = 32 << 10
+"""SQLite's own, of pages."""
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
@@ -197,7 +198,7 @@ class IndexConnection:
         connection = self._connect(self.path, "rwc")
         with self._blamed(connection):
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # first: no -shm then
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             connection.execute("PRAGMA temp_store = MEMORY")
             connection.execute(f"PRAGMA page_size = {schema.PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
@@ -362,6 +363,11 @@ class IndexConnection:
         if grown:
             self.checkpoint()
         return grown
+
+    def limit_cache(self, kib: int) -> None:
+        """Keep so much of the database in memory from now on."""
+        self.execute(f"PRAGMA cache_size = -{kib}")
+        self.execute("PRAGMA shrink_memory")
 
     def checkpoint(self) -> None:
         """Fold the WAL into the database and start it again from its beginning, empty.

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from agentfs.config import KIB
 from agentfs.machine.mountinfo import Mount, parse_mountinfo
@@ -24,6 +25,49 @@ CAP_SYS_ADMIN = 21
 
 _CGROUP_UNLIMITED_BYTES = 1 << 62
 """Version 1 says "no limit" with a number about as large as there is."""
+
+
+class _GroupFiles(NamedTuple):
+    """How a version of control groups calls what there is of memory."""
+
+    limit: str
+    usage: str
+    reclaimable: tuple[str, ...]
+    """In memory.stat; pages of tmpfs are not among them."""
+
+
+_VERSION_1 = _GroupFiles(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
+_VERSION_2 = _GroupFiles("memory.max", "memory.current", ("inactive_file", "active_file"))
+
+
+class MemoryGroup:
+    """A control group whose memory has a limit."""
+
+    def __init__(self, machine: Machine, directory: Path, names: _GroupFiles) -> None:
+        self._machine = machine
+        self._directory = directory
+        self._names = names
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """None: there is none."""
+        limit = self._machine.number(f"{self._directory}/{self._names.limit}")
+        return limit if limit is not None and limit < _CGROUP_UNLIMITED_BYTES else None
+
+    def available_share(self) -> float:
+        """Of its limit, what is free or pages of files, which the kernel takes back first."""
+        limit = self.limit_bytes
+        used = self._machine.number(f"{self._directory}/{self._names.usage}")
+        if not limit or used is None:
+            return 1.0
+        text = self._machine.text(f"{self._directory}/memory.stat") or ""
+        figures = dict(line.split() for line in text.splitlines())
+        pages = sum(int(figures.get(name, 0)) for name in self._names.reclaimable)
+        return min(max(limit - used + pages, 0) / limit, 1.0)
 
 
 class Machine:
@@ -148,30 +192,38 @@ class Machine:
 
     def cgroup_limit_bytes(self) -> int | None:
         """What our control group, or one above it, may use of memory; None: all there is."""
-        limits = [
-            limit
-            for directory, name in self._memory_cgroups()
-            for above in (directory, *directory.parents)
-            if (limit := self.number(f"{above}/{name}")) is not None
-        ]
-        least = min(limits, default=_CGROUP_UNLIMITED_BYTES)
-        return least if least < _CGROUP_UNLIMITED_BYTES else None
+        limits = [group.limit_bytes for group in self.memory_groups()]
+        return min((limit for limit in limits if limit is not None), default=None)
 
-    def _memory_cgroups(self) -> list[tuple[Path, str]]:
-        """Our group's directory in each hierarchy that limits memory, and its file of the limit."""
+    def memory_groups(self) -> list[MemoryGroup]:
+        """Our control group and those above it, if they have a limit now."""
+        groups = (
+            MemoryGroup(self, above, names)
+            for directory, names in self._cgroups()
+            for above in (directory, *directory.parents)
+        )
+        return [group for group in groups if group.limit_bytes is not None]
+
+    def pressure_files(self) -> list[str]:
+        """Where the kernel says how long programs wait for memory: all of them, and our group's."""
+        own = [f"{directory}/memory.pressure" for directory, _ in self._cgroups()]
+        return [path for path in ("/proc/pressure/memory", *own) if self.text(path)]
+
+    def _cgroups(self) -> list[tuple[Path, _GroupFiles]]:
+        """Our group's directory in each hierarchy that may limit memory."""
         found = []
         for line in (self.text("/proc/self/cgroup") or "").splitlines():
             _, controllers, group = line.split(":", 2)
             for mount in self.mounts():
                 if mount.fstype == "cgroup2" and not controllers:
-                    name = "memory.max"
+                    names = _VERSION_2
                 elif mount.fstype == "cgroup" and controllers == "memory" in mount.options:
-                    name = "memory.limit_in_bytes"
+                    names = _VERSION_1
                 else:
                     continue
                 # In a container the path may begin where what is mounted does not.
                 inside = group if mount.root == Path("/") else os.path.relpath(group, mount.root)
-                found.append((mount.mountpoint / inside.lstrip("/"), name))
+                found.append((mount.mountpoint / inside.lstrip("/"), names))
         return found
 
     def swaps(self) -> list[tuple[str, int]]:

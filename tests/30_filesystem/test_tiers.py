@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import trio
 
 from agentfs.config import Tiers
-from agentfs.filesystem import memory
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.model import Kind
 from agentfs.policy.placement import Facts, score, tier
@@ -63,26 +61,6 @@ def test_weights_are_the_profiles() -> None:
     mine = Tiers(tool_result=9.0, cool_s=10.0)
     assert tier(replace(USED, kind=Kind.TOOL_RESULT, age_s=60.0), mine) == "hot"
     assert tier(replace(USED, age_s=60.0), mine) == "warm"
-
-
-@pytest.mark.parametrize(
-    ("available_kib", "stalled", "expected"),
-    [(500, "0.00", False), (99, "0.00", True), (500, "12.50", True), (500, None, False)],
-)
-def test_memory_is_scarce_when_little_is_left_or_programs_wait_for_it(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    available_kib: int,
-    stalled: str | None,
-    expected: bool,
-) -> None:
-    meminfo, pressure = tmp_path / "meminfo", tmp_path / "pressure"
-    meminfo.write_text(f"MemTotal:  1000 kB\nMemAvailable:  {available_kib} kB\nHugePages: 0\n")
-    if stalled is not None:
-        pressure.write_text(f"some avg10={stalled} avg60=0.00 avg300=0.00 total=1\n")
-    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
-    monkeypatch.setattr(memory, "_PRESSURE", pressure)
-    assert memory.is_scarce() == expected
 
 
 # The images of a volume whose kernel does nothing
@@ -171,9 +149,7 @@ async def test_conversations_cool_and_prompts_of_active_agents_stay(resident: Re
     assert resident.tiers(*paths) == ["hot", "warm", "hot"], "the agent has just used a file"
 
 
-async def test_what_has_cooled_leaves_when_memory_is_scarce(
-    resident: Resident, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_has_cooled_leaves_when_it_is_told_to(resident: Resident) -> None:
     paths = ("/agents/a/prompts/p", "/agents/a/conversations/c", "/open/c")
     await resident.make(*paths)
     for path in paths:
@@ -182,7 +158,7 @@ async def test_what_has_cooled_leaves_when_memory_is_scarce(
     await resident.pass_(59 * MINUTE_S)
     assert resident.tiers(*paths) == ["hot", "warm", "hot"]
     assert resident.have_images(*paths) == [True, True, True], "nobody wants the memory"
-    monkeypatch.setattr(memory, "is_scarce", lambda: True)
+    resident.files.cool(1.0)
     await resident.settle()
     assert resident.have_images(*paths) == [True, False, True]
     resident.relay.open_files.clear()
@@ -216,6 +192,17 @@ async def test_what_is_restored_with_its_times_is_as_old_as_these(
     await resident.use(path)
     await resident.settle()
     assert resident.have_images(path) == [True], "it has been read since"
+
+
+async def test_contents_cool_as_many_times_as_fast_as_they_are_told_to(resident: Resident) -> None:
+    paths = ("/agents/a/prompts/p", "/agents/a/conversations/c")
+    await resident.make(*paths)
+    for path in paths:
+        await resident.use(path)
+    for pace, seconds, stays in ((None, 40.0, True), (1.0, 0.0, True), (10.0, 0.0, False)):
+        resident.files.cool(pace)
+        await resident.pass_(seconds)
+        assert resident.have_images(*paths) == [True, stays], pace
 
 
 async def test_a_paused_agents_files_give_way_first(resident: Resident) -> None:
@@ -254,9 +241,7 @@ async def test_a_scan_of_everything_leaves_what_is_used_often(resident: Resident
     assert resident.shell.volume.staging.used_bytes <= 10 * IMAGE_BYTES
 
 
-async def test_what_is_pinned_stays_and_all_else_makes_room(
-    resident: Resident, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_pinned_stays_and_all_else_makes_room(resident: Resident) -> None:
     await resident.make("/kept/c", "/other", *[f"/{number}" for number in range(12)])
     resident.shell.set_xattr("/kept", b"user.agentfs.pin", b"1")
     for path in ("/kept/c", "/other"):
@@ -265,7 +250,7 @@ async def test_what_is_pinned_stays_and_all_else_makes_room(
     for number in range(12):
         await resident.use(f"/{number}")
     assert resident.have_images("/kept/c", "/other") == [True, False]
-    monkeypatch.setattr(memory, "is_scarce", lambda: True)
+    resident.files.cool(10.0)
     await resident.pass_(100_000)
     assert resident.tiers("/kept/c") == ["hot"]
     resident.shell.remove_xattr("/kept", b"user.agentfs.pin")
