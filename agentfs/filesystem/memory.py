@@ -109,7 +109,7 @@ def map_from(size_bytes: int) -> None:
 
 
 def give_back() -> None:
-    """Return to the kernel what malloc keeps for later; some ms."""
+    """Return to the kernel what malloc keeps for later."""
     trim = getattr(_libc, "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)

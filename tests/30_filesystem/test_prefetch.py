@@ -12,6 +12,7 @@ from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.prefetch import Prefetcher
 from agentfs.policy import prefetch
 from agentfs.policy.prefetch import PAUSE_S, WINDOW_S, Habits
+from agentfs.policy.pressure import Step
 from fakes.relay import FakeRelay
 from fakes.volumes import Machine, Shell, profile
 
@@ -303,10 +304,10 @@ async def test_what_counts_less_makes_room(relayed: Taken) -> None:
     assert relayed.shell.volume.staging.used_bytes <= BUDGET_BYTES
 
 
-async def test_while_memory_is_scarce_nothing_is_brought(relayed: Taken) -> None:
+async def test_while_memory_is_short_nothing_is_brought(relayed: Taken) -> None:
     await relayed.make(*relayed.ALL)
     await relayed.use(*relayed.ALL)
     await relayed.forget()
-    relayed.images._is_scarce = True
+    relayed.shell.volume._give_up(Step.NORMAL, Step.STOP_PREFETCH)
     await relayed.use(relayed.TALK)
     assert relayed.are_here(relayed.PROMPT) == [False]
