@@ -273,9 +273,9 @@ POLICIES: dict[str, type[images.Images]] = {
     "scarce": Scarce,
     "lru": LeastRecentlyUsed,
     "none": Nothing,
-    "still": Plenty,
+    "still": images.Images,
 }
-PREFETCHES = {"policy", "scarce"}
+PREFETCHES = {"policy"}
 
 
 # One policy

@@ -54,20 +54,21 @@ class Pressure:
         self._readings = Readings()
         self._causes: list[str] = []
         self._since = float("-inf")
-        """Of the step, and of what follows when the machine was asked last."""
+        """When the step was taken."""
         self._asked_at = float("-inf")
         self._is_alarmed = False
-        self._daemon, self._available, self._stalled = 0.0, 1.0, 0.0
+        self._daemon = self._available = self._stalled = 0.0
         self._entered: Counter[Step] = Counter()
+        self._ask_the_machine()
 
     async def watch(self) -> None:
-        """Have a tick at once when the kernel says that programs wait. Runs until cancelled."""
+        """Look at once when the kernel says that programs wait. Runs until cancelled."""
         alarm = self._machine.alarm
         while alarm is not None:
             await trio.lowlevel.wait_readable(alarm.fileno())
             self._machine.acknowledge()
             self._is_alarmed = True
-            self._staging.is_wanted.set()
+            self.look()
 
     def look(self) -> None:
         """Take the step that is due."""

@@ -227,8 +227,10 @@ class Short:
     async def tick(self, seconds: float = 0.5) -> Step:
         """So much later, housekeeping."""
         self.now += seconds
-        await self.volume._tick()
+        self.volume.files.look_at_growth()
+        self.pressure.look()
         await self.volume.files.tidy()
+        await self.volume._seal_what_rests()
         return self.pressure.step
 
     async def have(self, available: float) -> Step:

@@ -51,3 +51,26 @@ def test_growth_is_met_before_the_budget_is_hit(mount_store: MountStore, little:
     for number in range(FILES):
         assert (mounted.path / str(number)).read_bytes()[:8] == number.to_bytes(8, "big")
     wait_until(lambda: mounted.stats()["pressure"] == "normal")
+
+
+def test_writers_are_slowed_while_tmpfs_is_full_and_no_longer(
+    mount_store: MountStore, little: Path
+) -> None:
+    mounted = mount_store("--profile", little)
+    with (mounted.path / "large").open("wb", buffering=0) as large:
+        for _ in range(63):  # of 64
+            large.write(os.urandom(MIB))
+        wait_until(lambda: mounted.stats()["pressure"] == "slow writers")
+        assert mounted.stats()["pressure_causes"] == ["tmpfs"]
+        for number in range(3):
+            (mounted.path / f"small-{number}").write_bytes(b"slow")
+            assert (mounted.path / f"small-{number}").read_bytes() == b"slow"
+        figures = mounted.stats()
+        assert figures["writer_waits"] >= 3, "each waited"
+        assert figures["resident_bytes"] == 63 * MIB, "and went to disk"
+        large.write(b"end")
+    wait_until(lambda: mounted.stats()["pressure"] == "normal")
+    waits = mounted.stats()["writer_waits"]
+    (mounted.path / "fast").write_bytes(b"fast")
+    assert mounted.stats()["writer_waits"] == waits
+    assert (mounted.path / "large").read_bytes()[-3:] == b"end"
