@@ -8,6 +8,7 @@ kernel says so, and it is asked at once. What a step means is for those to do wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -104,7 +105,8 @@ class Pressure:
         staging.expected_bytes = min(growth, most) if is_worth_it else 0
 
     def _ask_the_machine(self) -> None:
-        self._daemon = memory.own_bytes() / self._budget_bytes
+        with contextlib.suppress(OSError):  # no descriptor is left: it is as it was
+            self._daemon = memory.own_bytes() / self._budget_bytes
         self._available = self._machine.available_share()
         self._stalled = self._machine.stalled_share()
         if self._is_alarmed:  # an average over ten seconds does not show it yet

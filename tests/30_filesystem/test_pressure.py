@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -13,6 +14,7 @@ import pytest
 import trio
 
 from agentfs import config
+from agentfs.filesystem import memory
 from agentfs.filesystem.memory import Memory
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.pressure import Pressure
@@ -146,19 +148,19 @@ def set_stalled(host: FakeMachine, percent: float) -> None:
 def test_what_is_available_and_how_long_programs_wait_is_read(host: FakeMachine) -> None:
     set_available(host, 0.25)
     set_stalled(host, 12.5)
-    memory = Memory(host)
-    assert memory.available_share() == 0.25
-    assert memory.stalled_share() == 0.125
-    memory.close()
+    read = Memory(host)
+    assert read.available_share() == 0.25
+    assert read.stalled_share() == 0.125
+    read.close()
 
 
 def test_a_machine_that_shows_nothing_is_short_of_nothing(host: FakeMachine) -> None:
     host.remove("/proc/meminfo")
     host.remove("/proc/pressure/memory")
-    memory = Memory(host)
-    assert (memory.available_share(), memory.stalled_share()) == (1.0, 0.0)
-    assert memory.alarm is None
-    memory.close()
+    read = Memory(host)
+    assert (read.available_share(), read.stalled_share()) == (1.0, 0.0)
+    assert read.alarm is None
+    read.close()
 
 
 def test_the_limit_of_a_control_group_counts_and_pages_of_files_are_available(
@@ -169,12 +171,12 @@ def test_the_limit_of_a_control_group_counts_and_pages_of_files_are_available(
     host.set(f"{group}/memory.current", "900")
     host.set(f"{group}/memory.stat", "anon 100\nshmem 600\ninactive_file 150\nactive_file 50")
     host.set(f"{group}/agentfs@default.service/memory.pressure", "some avg10=30.00 avg60=0.00")
-    memory = Memory(host)
-    assert memory.available_share() == pytest.approx(0.3)
-    assert memory.stalled_share() == 0.3
+    read = Memory(host)
+    assert read.available_share() == pytest.approx(0.3)
+    assert read.stalled_share() == 0.3
     host.set(f"{group}/memory.max", "max")
-    assert memory.available_share() == 0.5, "the limit was lifted"
-    memory.close()
+    assert read.available_share() == 0.5, "the limit was lifted"
+    read.close()
 
 
 def test_the_limit_of_a_group_of_version_1_counts(host: FakeMachine) -> None:
@@ -187,19 +189,19 @@ def test_the_limit_of_a_group_of_version_1_counts(host: FakeMachine) -> None:
     host.set(f"{group}/memory.limit_in_bytes", "1000")
     host.set(f"{group}/memory.usage_in_bytes", "950")
     host.set(f"{group}/memory.stat", "total_inactive_file 20\ntotal_active_file 10")
-    memory = Memory(host)
-    assert memory.available_share() == pytest.approx(0.08)
-    memory.close()
+    read = Memory(host)
+    assert read.available_share() == pytest.approx(0.08)
+    read.close()
 
 
 @pytest.mark.skipif(not os.access("/proc/pressure/memory", os.W_OK), reason="no PSI here")
 def test_the_kernel_takes_the_trigger_and_keeps_quiet() -> None:
-    memory = Memory(reading.Machine())
-    if memory.alarm is None:
+    read = Memory(reading.Machine())
+    if read.alarm is None:
         pytest.skip("this kernel keeps triggers to itself")
-    memory.acknowledge()  # somebody may just have waited
-    assert 0.0 <= memory.stalled_share() <= 1.0
-    memory.close()
+    read.acknowledge()  # somebody may just have waited
+    assert 0.0 <= read.stalled_share() <= 1.0
+    read.close()
 
 
 # What the steps do
@@ -311,6 +313,17 @@ async def test_a_calm_machine_is_asked_every_five_seconds_and_a_short_one_each_t
     for _ in range(100):
         await short.tick(0.001)
     assert len(asked) <= 1, "ticks may be hurried, questions are not"
+
+
+async def test_a_machine_that_cannot_be_asked_for_want_of_descriptors_stops_nothing(
+    short: Short, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(memory, "own_bytes", refuse)
+    assert await short.tick(5.0) == NORMAL
+    assert await short.have(0.09) == SHRINK
 
 
 async def test_when_the_kernel_says_that_programs_wait_the_machine_is_asked_at_once(
