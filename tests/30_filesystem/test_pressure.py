@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from agentfs import config
-from agentfs.filesystem import memory
+from agentfs.filesystem import memory, volume
 from agentfs.filesystem.memory import Memory
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.pressure import Pressure
@@ -329,6 +329,7 @@ async def test_a_machine_that_cannot_be_asked_for_want_of_descriptors_stops_noth
 async def test_when_the_kernel_says_that_programs_wait_the_machine_is_asked_at_once(
     short: Short, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(volume, "_TICK_S", NEVER_S)
     reader, writer = os.pipe()
     with select.epoll() as alarm:
         alarm.register(reader, select.EPOLLIN)
@@ -349,7 +350,7 @@ async def test_when_the_kernel_says_that_programs_wait_the_machine_is_asked_at_o
 
 
 async def test_shrunk_caches_are_small_and_grow_again(short: Short) -> None:
-    volume, store = short.volume, short.volume._store
+    index, reader, store = short.volume.index, short.volume._reader, short.volume._store
     for number in range(40):
         await short.shell.write(f"/{number}", os.urandom(MIB))
     await short.shell.sync()
@@ -360,22 +361,22 @@ async def test_shrunk_caches_are_small_and_grow_again(short: Short) -> None:
         return store.stats()["cache_bytes"]
 
     def pages() -> int:
-        return int(volume.index.execute("PRAGMA cache_size").fetchone()[0])
+        return int(index.execute("PRAGMA cache_size").fetchone()[0])
 
     full, full_pages = await cached_bytes(), pages()
     assert full > 30 * MIB
-    assert len(volume._reader._recipes) == 40
+    assert len(reader._recipes) == 40
     assert await short.have(0.14) == STOP_PREFETCH
     assert store.stats()["cache_bytes"] == full
     assert await short.have(0.09) == SHRINK
     assert store.stats()["cache_bytes"] <= 4 * MIB
     assert await cached_bytes() <= 4 * MIB
     assert pages() * 8 == full_pages
-    assert len(volume._reader._recipes) == 32
+    assert len(reader._recipes) == 32
     await short.calm()
     assert await cached_bytes() == full
     assert pages() == full_pages
-    assert len(volume._reader._recipes) == 40
+    assert len(reader._recipes) == 40
 
 
 async def test_closed_files_are_sealed_at_once_and_rest_again_later(short: Short) -> None:
