@@ -11,6 +11,9 @@ import contextlib
 import ctypes
 import os
 import select
+from pathlib import Path
+
+import trio
 
 from agentfs.machine.reading import Machine
 
@@ -20,6 +23,10 @@ _TRIGGER = b"some 200000 2000000\0"
 TRIGGER_SHARE = 0.1
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_GROWN_BYTES = 32 << 20
+
+_STATM = Path("/proc/self/statm")
 
 _libc = ctypes.CDLL(None)
 _M_MMAP_THRESHOLD = -3
@@ -90,13 +97,6 @@ def _stalled_share(text: str) -> float:
     return float(some.split("avg10=")[1].split()[0]) / 100
 
 
-def own_bytes() -> int:
-    """Memory of this process that it shares with none."""
-    with open("/proc/self/statm") as statm:
-        _, resident, shared, *_ = map(int, statm.read().split())
-    return (resident - shared) * _PAGE_BYTES
-
-
 def map_from(size_bytes: int) -> None:
     """Let each allocation from that size on be a mapping of its own, and end with it.
 
@@ -113,3 +113,25 @@ def give_back() -> None:
     trim = getattr(_libc, "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
+
+
+def own_bytes() -> int:
+    """Memory of this process that is nobody else's and no file's; 15 us."""
+    _, resident, shared, *_ = map(int, _STATM.read_text().split())
+    return (resident - shared) * _PAGE_BYTES
+
+
+class Heap:
+    """Gives back what seals, compaction and reads have left, when it has become much."""
+
+    def __init__(self) -> None:
+        self._least_bytes = own_bytes()
+        """Since it was last given back."""
+
+    async def tidy(self) -> None:
+        """To be called now and then."""
+        now_bytes = own_bytes()
+        if now_bytes > self._least_bytes + _GROWN_BYTES:
+            await trio.to_thread.run_sync(give_back)
+            self._least_bytes = own_bytes()
+        self._least_bytes = min(self._least_bytes, now_bytes)

@@ -22,7 +22,6 @@ from pathlib import Path
 import trio
 
 from agentfs.chunks import CorruptBlock, Store
-from agentfs.filesystem import memory
 from agentfs.filesystem.durability import Durability
 from agentfs.index import Index
 from agentfs.model import NewBlock, StoredChunk
@@ -101,7 +100,6 @@ class Rewriter:
         finally:
             pool.shutdown()
             source.close()
-        await trio.to_thread.run_sync(memory.give_back)
         empty = [number for number in numbers if not self._contents.live_bytes(number)]
         with self._index.transaction:
             for number in empty:

@@ -31,7 +31,6 @@ import trio
 from agentfs.chunks import Store, cut, params_for_size
 from agentfs.chunks.digest import ContentHasher, DomainKeys, chunk_digest, digest_of
 from agentfs.chunks.recipe import encode
-from agentfs.filesystem import memory
 from agentfs.filesystem.dictionaries import Dictionaries
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.gate import Gate
@@ -273,8 +272,6 @@ class Sealer:
             await self._seal_batch(batch, wait=wait)
             done += len(batch)
             progress(done, len(files))
-        if sum(file.inode.size for file in files) >= WINDOW_BYTES:
-            await trio.to_thread.run_sync(memory.give_back)
 
     async def _seal_batch(self, files: Sequence[LiveFile], *, wait: bool) -> None:
         held: set[LiveFile] = set()

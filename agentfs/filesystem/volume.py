@@ -33,7 +33,7 @@ from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.images import Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile
-from agentfs.filesystem.memory import Memory
+from agentfs.filesystem.memory import Heap, Memory
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.placement import Placement
@@ -344,12 +344,14 @@ class Volume:
                 self.staging.was_made = trio.Event()
 
     async def _keep_house(self) -> None:
+        heap = Heap()
         while True:
             with _going_on():
                 self.files.look_at_growth()
                 self.pressure.look()
                 self._tidy_index()
                 await self.files.tidy()
+                await heap.tidy()
             await trio.sleep(_TICK_S)
 
     def _tidy_index(self) -> None:

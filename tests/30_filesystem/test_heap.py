@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from agentfs.filesystem import memory
+
 KEEPS = """
 import sys
 from agentfs.filesystem import memory
@@ -36,3 +40,15 @@ def test_glibc_keeps_what_was_freed_unless_it_is_told_not_to() -> None:
     assert kept_kib() > 6000
     assert kept_kib("map") < 2000
     assert kept_kib("give") < 2000
+
+
+async def test_the_heap_is_given_back_when_it_has_grown_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mebibytes, given = 100, []
+    monkeypatch.setattr(memory, "own_bytes", lambda: mebibytes << 20)
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(mebibytes))
+    heap = memory.Heap()
+    for mebibytes in (131, 133, 160, 166, 80, 111, 113):  # noqa: B007
+        await heap.tidy()
+    assert given == [133, 166, 113]
