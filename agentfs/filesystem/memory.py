@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import select
 from pathlib import Path
@@ -25,6 +26,8 @@ TRIGGER_SHARE = 0.1
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _GROWN_BYTES = 32 << 20
+_WORTH_BYTES = 4 << 20
+_AGAIN_S = 10.0
 
 _STATM = Path("/proc/self/statm")
 
@@ -127,11 +130,20 @@ class Heap:
     def __init__(self) -> None:
         self._least_bytes = own_bytes()
         """Since it was last given back."""
+        self._look_again_at = math.inf
 
     async def tidy(self) -> None:
-        """To be called now and then."""
-        now_bytes = own_bytes()
-        if now_bytes > self._least_bytes + _GROWN_BYTES:
-            await trio.to_thread.run_sync(give_back)
-            self._least_bytes = own_bytes()
+        """To be called now and then.
+
+        What was in use when it was given back may be free later: that is tried again until
+        there is nothing more to be had.
+        """
+        now_bytes, now_s = own_bytes(), trio.current_time()
+        has_grown = now_bytes > self._least_bytes + _GROWN_BYTES
         self._least_bytes = min(self._least_bytes, now_bytes)
+        if not has_grown and now_s < self._look_again_at:
+            return
+        await trio.to_thread.run_sync(give_back)
+        self._least_bytes = own_bytes()
+        was_worth_it = now_bytes - self._least_bytes >= _WORTH_BYTES
+        self._look_again_at = now_s + _AGAIN_S if has_grown or was_worth_it else math.inf

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import trio
 
 from agentfs.filesystem import memory
 
@@ -42,13 +43,26 @@ def test_glibc_keeps_what_was_freed_unless_it_is_told_not_to() -> None:
     assert kept_kib("give") < 2000
 
 
-async def test_the_heap_is_given_back_when_it_has_grown_and_not_before(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_the_heap_is_given_back_when_it_has_grown_and_once_more_when_less_is_in_use(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    mebibytes, given = 100, []
-    monkeypatch.setattr(memory, "own_bytes", lambda: mebibytes << 20)
-    monkeypatch.setattr(memory, "give_back", lambda: given.append(mebibytes))
+    used, kept, given = 100, 0, []
+
+    def give_back() -> None:
+        nonlocal kept
+        kept = 0
+        given.append(used)
+
+    monkeypatch.setattr(memory, "own_bytes", lambda: used + kept << 20)
+    monkeypatch.setattr(memory, "give_back", give_back)
     heap = memory.Heap()
-    for mebibytes in (131, 133, 160, 166, 80, 111, 113):  # noqa: B007
+    for used in (131, 133):  # noqa: B007
         await heap.tidy()
-    assert given == [133, 166, 113]
+    assert given == [133]
+    used, kept = 80, 50
+    await heap.tidy()
+    assert given == [133], "what is freed now is not known at once"
+    for _ in range(5):
+        await trio.sleep(10)
+        await heap.tidy()
+    assert given == [133, 80, 80], "the last brought nothing"
