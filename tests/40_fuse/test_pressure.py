@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import MountStore, wait_until
+from tests.conftest import MountStore, wait_until
 
 MIB = 1 << 20
 BUDGET = 64 * MIB
