@@ -6,9 +6,12 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import pytest
@@ -70,6 +73,15 @@ def assert_consistent(mounted: Any) -> None:
     mounted.mount()
 
 
+@contextmanager
+def compacting(mounted: Any) -> Iterator[None]:
+    """The store is packed meanwhile, and its index; the command ends as it may."""
+    command = [sys.executable, "-m", "agentfs.cli", "compact", mounted.store]
+    with subprocess.Popen(command, stdout=DEVNULL, stderr=DEVNULL, cwd="/") as program:
+        yield
+        program.kill()
+
+
 def test_a_power_cut_at_any_moment_loses_nothing_fsynced_and_tears_nothing(
     make_disk: MakeDisk, mount_store: Any, tmp_path: Path, seed: int, mode: str
 ) -> None:
@@ -78,7 +90,7 @@ def test_a_power_cut_at_any_moment_loses_nothing_fsynced_and_tears_nothing(
     rng = random.Random(seed)
     load = Load(mounted.path, tmp_path / "logs", WRITERS, seed, mode)
     for cut in range(CUTS):
-        with load.running():
+        with load.running(), compacting(mounted) if cut % 2 else nullcontext():
             time.sleep(rng.uniform(0.3, 2.0))
             load.power_fails()
             disk.cut_power()
