@@ -288,6 +288,7 @@ class Collector:
                     [use.number], chunks, packing, threads, lambda moved: None
                 )
                 result.rewritten_bytes += use.live
+                self._give_log_back()
         await self._dictionaries.collect()
         result.segments += self._rewriter.removed - removed
         result.stored_bytes = before - self._stored_bytes()
@@ -435,6 +436,7 @@ class Collector:
             for content, _ in dead:
                 self._reader.forget(content)
             count += len(dead)
+            self._give_log_back()
             await trio.lowlevel.checkpoint()
         return count
 
@@ -449,8 +451,14 @@ class Collector:
             with self._index.transaction:
                 self._contents.drop_chunks(dead)
             count += len(dead)
+            self._give_log_back()
             await trio.lowlevel.checkpoint()
         return count
+
+    def _give_log_back(self) -> None:
+        """On a full disk the index's log must not take all that is left; housekeeping is slower."""
+        if self._staging.room.is_short:
+            self._index.checkpoint()
 
 
 async def _try(work: Callable[[], Awaitable[Reclaimed]]) -> None:

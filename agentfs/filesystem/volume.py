@@ -337,9 +337,10 @@ class Volume:
             while True:
                 with trio.move_on_after(_TICK_S):
                     await self.staging.is_wanted.wait()
+                is_wanted = self.staging.is_wanted.is_set()
                 self.staging.is_wanted = trio.Event()
                 with _going_on():
-                    await self._seal_what_rests()
+                    await self._seal_what_rests(is_wanted=is_wanted)
                 self.staging.was_made.set()
                 self.staging.was_made = trio.Event()
 
@@ -372,9 +373,10 @@ class Volume:
                     log.error("cannot flush the index: %s", error)
             await trio.sleep(_FLUSH_S)
 
-    async def _seal_what_rests(self) -> None:
+    async def _seal_what_rests(self, *, is_wanted: bool = False) -> None:
+        """:param is_wanted: somebody waits for the room that it makes"""
         now = time.monotonic()
-        is_early = self.pressure.step >= Step.SEAL_EARLY or self.staging.lacks_disk(0)
+        is_early = is_wanted or self.pressure.step >= Step.SEAL_EARLY or self.staging.lacks_disk(0)
         rest_s = 0.0 if is_early else self._profile.seal.rest_s
         found = due(
             (file for file in self.table.staged_files() if file.inode.nlink),

@@ -13,7 +13,7 @@ from fakes.load import Load
 from fakes.recount import assert_no_orphans
 
 WRITERS = 8
-SHORT_S = 15.0
+SHORT_S = 8.0
 SOAK_S = 3600.0
 LIFE_S = (2.0, 20.0)
 
