@@ -37,6 +37,9 @@ FUSECTL = Path("/sys/fs/fuse/connections")
 os.environ["PYTHONPATH"] = str(Path(agentfs.__file__).resolve().parents[1])
 os.environ["PYTHONSAFEPATH"] = "1"
 
+# A shell without job control lets what it starts in the background ignore it, and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="kills and power cuts by the hundred")
