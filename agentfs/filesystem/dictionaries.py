@@ -110,6 +110,10 @@ class Dictionaries:
         """Of the dictionary for a block of *size* raw bytes, of files of a kind; 0: none."""
         if domain is not None or size > BLOCK_BYTES:
             return 0
+        return self._in_use(kind)
+
+    def _in_use(self, kind: int) -> int:
+        """Of the dictionary for files of a kind, or of any; 0: none."""
         return self._by_kind.get(kind) or self._by_kind.get(ANY, 0)
 
     # Training
@@ -147,7 +151,7 @@ class Dictionaries:
         dictionary = await thread.run(partial(train_dictionary, trained, size))
         if not dictionary:
             return
-        in_use = self._by_kind.get(kind) or self._by_kind.get(ANY)
+        in_use = self._in_use(kind)
         used = self._store.dictionary(in_use) if in_use else None
         before = await thread.run(partial(compressed_bytes, held_out, self._level, used))
         after = await thread.run(partial(compressed_bytes, held_out, self._level, dictionary))

@@ -132,6 +132,10 @@ class Heap:
         """Since it was last given back."""
         self._look_again_at = math.inf
 
+    def ask(self) -> None:
+        """Give back with the next `tidy`, whether it has become much or not."""
+        self._look_again_at = -math.inf
+
     async def tidy(self) -> None:
         """To be called now and then.
 

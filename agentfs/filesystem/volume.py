@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import logging
@@ -10,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import trio
 from agentfs.chunks import Store
 from agentfs.chunks.digest import DomainKeys
 from agentfs.config import Profile
-from agentfs.filesystem import copies, fsck, memory
+from agentfs.filesystem import copies, fsck
 from agentfs.filesystem.agents import Agents
 from agentfs.filesystem.breakdown import Breakdown
 from agentfs.filesystem.census import Census
@@ -97,7 +96,7 @@ class Warmed:
     left_bytes: int = 0
 
 
-@contextlib.contextmanager
+@contextmanager
 def _going_on() -> Iterator[None]:
     """What fails in housekeeping is logged: else the mount would end with it."""
     try:
@@ -230,7 +229,7 @@ class Volume:
         self.census = Census(self.agents)
         self.view = self.table.unlisted = View(self.index, self.table, self.census)
         self._totals = Totals(self.index, path)
-        self._reader = reader
+        self._heap = Heap()
         self._memory = Memory(machine or Machine())
         self.pressure = Pressure(profile.pressure, self.staging, self._memory)
         self.pressure.on_change = self._give_up
@@ -345,14 +344,13 @@ class Volume:
                 self.staging.was_made = trio.Event()
 
     async def _keep_house(self) -> None:
-        heap = Heap()
         while True:
             with _going_on():
                 self.files.look_at_growth()
                 self.pressure.look()
                 self._tidy_index()
                 await self.files.tidy()
-                await heap.tidy()
+                await self._heap.tidy()
             await trio.sleep(_TICK_S)
 
     def _tidy_index(self) -> None:
@@ -396,7 +394,7 @@ class Volume:
             self.index.limit_cache(CACHE_KIB // part)
             self._reader.limit_recipes(RECIPES_KEPT // part)
         if shrinks and now > before:
-            memory.give_back()
+            self._heap.ask()  # in its thread: who waits for memory is not to wait for that
         self.files.cool(_EARLY_PACE if now >= Step.SEAL_EARLY else 1.0 if shrinks else None)
         self.prefetcher.is_on = now < Step.STOP_PREFETCH
         self.staging.slows_writers = now >= Step.SLOW_WRITERS

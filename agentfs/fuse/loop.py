@@ -76,7 +76,7 @@ class _Waiter:
     While a handler waits for something, the event loop must not be kept from noticing.
     """
 
-    def __init__(self, poll: Poll, answer: Answer) -> None:
+    def __init__(self, poll: Poll, answer: Answer | None) -> None:
         self._poll = poll
         self._answer = answer
         self._next_turn = 0.0
@@ -89,6 +89,7 @@ class _Waiter:
             found = self._poll(fd, 0 if _turn.waiting_handlers else _PATIENCE_MS)
             if type(found) is not tuple:
                 break
+            assert self._answer is not None, "who gives requests says how they are answered"
             self._answer(found)
         if not found:
             await trio.lowlevel.wait_readable(fd)
@@ -142,12 +143,12 @@ def stop_carrying() -> None:
 def enable(
     poll: Poll,
     on_reply: Callable[[], None] | None = None,
-    answer: Answer = lambda request: None,
+    answer: Answer | None = None,
 ) -> None:
     """Let pyfuse3 wait this way. Before pyfuse3.main.
 
     :param on_reply: carries replies on; called soon after each
-    :param answer: answers what *poll* returns of requests
+    :param answer: answers what *poll* returns of requests; None: it returns none
     """
     _turn.on_reply = on_reply
     pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]

@@ -24,10 +24,11 @@ from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
 from agentfs.filesystem.namespace import AttributeChange, Caller, SealFirst, is_in_view
 from agentfs.filesystem.view import ViewStream
+from agentfs.fuse.abi import Opcode
 from agentfs.fuse.attributes import MISSING, entry_attributes, passing_entry
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in
-from agentfs.fuse.resent import Opcode, Resent
+from agentfs.fuse.resent import Resent
 from agentfs.index.xattrs import ACCESS_LIST
 from agentfs.model import NAME_BYTES_MAX, VIEW_FIRST, Inode
 
@@ -485,6 +486,10 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def release(self, fh: int) -> None:
+        self.release_at_once(fh)
+
+    def release_at_once(self, fh: int) -> None:
+        """A program has closed a regular file. Never waits."""
         if fh & _TEXT:
             self._texts.pop(fh, None)
             return

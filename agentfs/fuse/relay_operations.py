@@ -6,34 +6,19 @@ Files are found by their nodeids: all but TMPFILE are about files that are open.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 import trio
 
 from agentfs.filesystem.namespace import Caller
+from agentfs.fuse import abi
 from agentfs.fuse._relay import Relay
+from agentfs.fuse.abi import Opcode
 from agentfs.fuse.attributes import packed_entry
 from agentfs.fuse.errnos import translate
 from agentfs.fuse.loop import letting_others_in
 from agentfs.fuse.operations import Operations
-
-# Opcodes and structures of linux/fuse.h.
-_FALLOCATE = 43
-_LSEEK = 46
-_COPY_FILE_RANGE = 47
-_TMPFILE = 51
-_COPY_FILE_RANGE_64 = 53
-
-_FALLOCATE_IN = struct.Struct("=QQQI4x")
-_LSEEK_IN = struct.Struct("=QqI4x")
-_LSEEK_OUT = struct.Struct("=Q")
-_COPY_IN = struct.Struct("=7Q")
-_COPY_OUT = struct.Struct("=I4x")
-_COPY_64_OUT = struct.Struct("=Q")
-_CREATE_IN = struct.Struct("=IIII")
-_OPEN_OUT = struct.Struct("=QI4x")
 
 
 class _Request(NamedTuple):
@@ -55,11 +40,11 @@ class RelayOperations:
         self._files = operations.volume.files
         self._table = operations.volume.table
         self._handlers: dict[int, Callable[[_Request], Coroutine[Any, Any, bytes]]] = {
-            _FALLOCATE: self._fallocate,
-            _LSEEK: self._lseek,
-            _COPY_FILE_RANGE: self._copy_file_range,
-            _TMPFILE: self._tmpfile,
-            _COPY_FILE_RANGE_64: self._copy_file_range_64,
+            Opcode.FALLOCATE: self._fallocate,
+            Opcode.LSEEK: self._lseek,
+            Opcode.COPY_FILE_RANGE: self._copy_file_range,
+            Opcode.TMPFILE: self._tmpfile,
+            Opcode.COPY_FILE_RANGE_64: self._copy_file_range_64,
         }
 
     async def serve(self) -> None:
@@ -82,24 +67,24 @@ class RelayOperations:
             self._relay.answer(unique, 0, reply)
 
     async def _fallocate(self, request: _Request) -> bytes:
-        _, offset, length, mode = _FALLOCATE_IN.unpack_from(request.body)
+        _, offset, length, mode = abi.FALLOCATE_IN.unpack_from(request.body)
         file = self._table.opened(request.nodeid)
         await self._files.allocate(file, mode, offset, length, is_privileged=request.is_privileged)
         return b""
 
     async def _lseek(self, request: _Request) -> bytes:
-        _, offset, whence = _LSEEK_IN.unpack_from(request.body)
+        _, offset, whence = abi.LSEEK_IN.unpack_from(request.body)
         file = self._table.opened(request.nodeid)
-        return _LSEEK_OUT.pack(await self._files.seek(file, offset, whence))
+        return abi.LSEEK_OUT.pack(await self._files.seek(file, offset, whence))
 
     async def _copy_file_range(self, request: _Request) -> bytes:
-        return _COPY_OUT.pack(await self._copy(request))
+        return abi.COPY_OUT.pack(await self._copy(request))
 
     async def _copy_file_range_64(self, request: _Request) -> bytes:
-        return _COPY_64_OUT.pack(await self._copy(request))
+        return abi.COPY_64_OUT.pack(await self._copy(request))
 
     async def _copy(self, request: _Request) -> int:
-        _, start, target, _, at, length, _ = _COPY_IN.unpack_from(request.body)
+        _, start, target, _, at, length, _ = abi.COPY_IN.unpack_from(request.body)
         return await self._files.copy_range(
             self._table.opened(request.nodeid),
             start,
@@ -110,7 +95,7 @@ class RelayOperations:
         )
 
     async def _tmpfile(self, request: _Request) -> bytes:
-        flags, mode, umask, _ = _CREATE_IN.unpack_from(request.body)
+        flags, mode, umask = abi.CREATE_IN.unpack_from(request.body)
         caller = request.caller._replace(umask=umask)
         fh, nodeid, inode = self._operations.tmpfile(request.nodeid, mode, flags, caller)
-        return packed_entry(inode, nodeid) + _OPEN_OUT.pack(fh, 0)
+        return packed_entry(inode, nodeid) + abi.OPEN_OUT.pack(fh, 0)

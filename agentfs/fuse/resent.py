@@ -8,32 +8,17 @@ exists already, or is gone, knows that it was this very request.
 
 from __future__ import annotations
 
-import enum
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from agentfs.fuse.abi import Opcode
 
 if TYPE_CHECKING:
     from agentfs.fuse._relay import Relay
 
 _RESENT = 1 << 63
 """In the number of a request: it is not the first time that it is sent."""
-
-
-class Opcode(enum.IntEnum):
-    """Of linux/fuse.h."""
-
-    SYMLINK = 6
-    MKNOD = 8
-    MKDIR = 9
-    UNLINK = 10
-    RMDIR = 11
-    RENAME = 12
-    LINK = 13
-    SETXATTR = 21
-    REMOVEXATTR = 24
-    CREATE = 35
-    RENAME2 = 45
 
 
 class Resent:

@@ -63,29 +63,25 @@ class Index(IndexConnection):
     @property
     def secret(self) -> bytes:
         """32 bytes made with the store, of which the keys of domains are made."""
-        (value,) = self.execute("SELECT value FROM setting WHERE name = 'secret'").fetchone()
-        return bytes.fromhex(value)
+        return bytes.fromhex(self.setting("secret"))
 
     @property
     def trained_contents(self) -> int:
         """How many contents had been made when dictionaries were trained; 0: never."""
-        row = self.execute("SELECT value FROM setting WHERE name = 'trained_contents'").fetchone()
-        return row[0] if row is not None else 0
+        return int(self.setting("trained_contents") or 0)
 
     def note_training(self, contents: int) -> None:
         """In a transaction."""
-        self.execute("INSERT OR REPLACE INTO setting VALUES ('trained_contents', ?)", (contents,))
+        self.set_setting("trained_contents", contents)
 
     @property
     def lost_commits(self) -> int:
         """Transactions that are known to be lost, and nobody has repaired the store since."""
-        row = self.execute("SELECT value FROM setting WHERE name = 'lost_commits'").fetchone()
-        return int(row[0]) if row else 0
+        return int(self.setting("lost_commits") or 0)
 
     def note_lost_commits(self, count: int) -> None:
         """So many more."""
-        total = self.lost_commits + count
-        self.execute("INSERT OR REPLACE INTO setting VALUES ('lost_commits', ?)", (total,))
+        self.set_setting("lost_commits", self.lost_commits + count)
 
     def forget_lost_commits(self) -> None:
         """Somebody has been told, and has had the store repaired."""

@@ -20,11 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import Any
 
 from sqlite_utils import Database
 
 from agentfs.errors import StoreDamaged, StoreNewer, StoreUnusable
 from agentfs.index import _pages, packing, schema
+from agentfs.model import SECTOR_BYTES
 
 INDEX_NAME = "index.db"
 
@@ -364,6 +366,15 @@ class IndexConnection:
             self.checkpoint()
         return grown
 
+    def setting(self, name: str) -> Any:
+        """What the store remembers under a name; None: nothing."""
+        row = self.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
+        return None if row is None else row[0]
+
+    def set_setting(self, name: str, value: int | str) -> None:
+        """Remember it, in place of what there is."""
+        self.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
+
     def limit_cache(self, kib: int) -> None:
         """Keep so much of the database in memory from now on."""
         self.execute(f"PRAGMA cache_size = -{kib}")
@@ -420,7 +431,7 @@ class IndexConnection:
         for name in (*self.files, f"{self.path}-wal"):
             if os.path.exists(name):
                 found = os.stat(name)
-                total += min(found.st_size, found.st_blocks * 512)  # it has holes
+                total += min(found.st_size, found.st_blocks * SECTOR_BYTES)  # it has holes
         return total
 
     def close(self) -> None:

@@ -40,15 +40,15 @@ _LOOKED_UP = 64
 _PREFIX_BYTES = 4
 """Of a digest, in the index: of four billion digests, one or two share it."""
 
-_HALF_BYTES = 16
+HALF_BYTES = 16
 """Of a content's digest. The first half is the digest of its chunk if it is one chunk: then
 content.digest is the second half alone. So contents are found by how the second half begins."""
 
-_IN_HALF = slice(_HALF_BYTES, _HALF_BYTES + _PREFIX_BYTES)
+_IN_HALF = slice(HALF_BYTES, HALF_BYTES + _PREFIX_BYTES)
 
 _FIRST = slice(_PREFIX_BYTES)
 
-_PART_BYTES = 8
+PART_BYTES = 8
 """Of a recipe: one chunk or hole."""
 
 _PREFIXES = ", ".join("?" * _LOOKED_UP)
@@ -113,7 +113,7 @@ class Contents:
             (digest[_IN_HALF],),
         )
         named = {self._whole(kept, recipe): id_ for id_, kept, recipe in rows}
-        return named.get(digest, named.get(UNKNOWN_CHUNK_DIGEST + digest[_HALF_BYTES:]))
+        return named.get(digest, named.get(UNKNOWN_CHUNK_DIGEST + digest[HALF_BYTES:]))
 
     def find_whole(self, digests: set[bytes]) -> set[bytes]:
         """Those that are contents, and not known to be damaged."""
@@ -128,7 +128,7 @@ class Contents:
 
     def _whole(self, kept: bytes, recipe: bytes) -> bytes:
         """The digest of a content, of which a row keeps all or the second half."""
-        if len(kept) > _HALF_BYTES:
+        if len(kept) > HALF_BYTES:
             return kept
         return self._chunk_digest(recipe) + kept
 
@@ -243,8 +243,8 @@ class Contents:
         domain: int | None = None,
     ) -> int:
         """A new content with one reference, its first inode's; counts one for each chunk in it."""
-        is_its_chunk = len(recipe) == _PART_BYTES and digest.startswith(self._chunk_digest(recipe))
-        kept = digest[_HALF_BYTES:] if is_its_chunk else digest
+        is_its_chunk = len(recipe) == PART_BYTES and digest.startswith(self._chunk_digest(recipe))
+        kept = digest[HALF_BYTES:] if is_its_chunk else digest
         cursor = self._execute(
             "INSERT INTO content VALUES (NULL, ?, ?, ?, 1, ?, ?)",
             (kept, size, recipe, kind or None, domain),

@@ -15,6 +15,7 @@ class Dentries:
     """Read and change names; callers bring the transaction where several rows change."""
 
     def __init__(self, index: IndexConnection) -> None:
+        self._index = index
         self._execute = index.execute
         self._executemany = index.executemany
 
@@ -61,15 +62,11 @@ class Dentries:
 
     def note_exchange(self, parent: int, request: int) -> None:
         """Remember the last exchange that was asked for in a directory: one more undoes it."""
-        self._execute(
-            "INSERT OR REPLACE INTO setting VALUES (?, ?)", (f"exchange:{parent}", request)
-        )
+        self._index.set_setting(f"exchange:{parent}", request)
 
     def last_exchange(self, parent: int) -> int | None:
-        row = self._execute(
-            "SELECT value FROM setting WHERE name = ?", (f"exchange:{parent}",)
-        ).fetchone()
-        return None if row is None else int(row[0])
+        request = self._index.setting(f"exchange:{parent}")
+        return None if request is None else int(request)
 
     def forget_exchanges(self) -> None:
         """At the start of a mount, whose requests are numbered anew."""

@@ -19,10 +19,15 @@ from operator import sub
 from typing import Any
 
 from agentfs.index.connection import IndexConnection
-from agentfs.index.contents import FIRST_CHUNK_ID, UNKNOWN_CHUNK_DIGEST, recipe_parts
+from agentfs.index.contents import (
+    FIRST_CHUNK_ID,
+    HALF_BYTES,
+    PART_BYTES,
+    UNKNOWN_CHUNK_DIGEST,
+    recipe_parts,
+)
 
 _DIGEST_BYTES = 32
-_HALF_BYTES = 16
 _KEPT_BYTES = 8
 """Of a content's digest in a copy of format 1, which has more of it than one of format 2."""
 
@@ -38,7 +43,7 @@ def agrees(known: bytes, found: bytes) -> bool:
         or (
             not any(known[half][_KEPT_BYTES:]) and found[half].startswith(known[half].rstrip(b"\0"))
         )
-        for half in (slice(_HALF_BYTES), slice(_HALF_BYTES, _DIGEST_BYTES))
+        for half in (slice(HALF_BYTES), slice(HALF_BYTES, _DIGEST_BYTES))
     )
 
 
@@ -273,7 +278,7 @@ def _recipes(column: int, *, are_chunks_measured: bool = False) -> tuple[Encode,
         if are_chunks_measured:
             pairs = zip(ids, lengths, strict=True)
             lengths = [0 if number >= FIRST_CHUNK_ID else length for number, length in pairs]
-        counts = _pack([len(recipe) // 8 for recipe in columns[column]])
+        counts = _pack([len(recipe) // PART_BYTES for recipe in columns[column]])
         steps = _pack([ids[0], *map(sub, ids[1:], ids)])
         return b"".join(map(_sized, (counts, steps, _pack(lengths))))
 
@@ -406,7 +411,7 @@ _TABLES = (
             _nullable(_steps(3)),
             _nullable(_steps(4)),
         ),
-        lambda row: (row[0], _padded(row[1], _HALF_BYTES), 0, row[2], 0, row[3], row[4]),
+        lambda row: (row[0], _padded(row[1], HALF_BYTES), 0, row[2], 0, row[3], row[4]),
         blobs=(1, 2),
     ),
 )

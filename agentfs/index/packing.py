@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from agentfs.errors import StoreDamaged
 from agentfs.index import _pages
+from agentfs.model import SECTOR_BYTES
 
 if TYPE_CHECKING:
     from agentfs.index.connection import IndexConnection
@@ -38,7 +39,7 @@ def packed_path(database: Path) -> Path:
 def is_worth_packing(index: IndexConnection) -> bool:
     """Whether enough pages have been written since they were packed last."""
     found = index.path.stat()
-    return found.st_blocks * 512 * _WORTH_SHARE >= found.st_size
+    return found.st_blocks * SECTOR_BYTES * _WORTH_SHARE >= found.st_size
 
 
 def pack(index: IndexConnection) -> Iterator[None]:
@@ -58,7 +59,7 @@ def pack(index: IndexConnection) -> Iterator[None]:
 
 def _name(index: IndexConnection, ids: str) -> None:
     with index.transaction:
-        index.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (SETTING, ids))
+        index.set_setting(SETTING, ids)
     index.checkpoint()
 
 

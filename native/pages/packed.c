@@ -59,6 +59,17 @@ struct packed {
     uint8_t columns[COLUMNS_BYTES_MAX];
 };
 
+char *packed_beside(const char *path, const char *suffix)
+{
+    char *name = malloc(strlen(path) + strlen(suffix) + 1);
+
+    if (name) {
+        strcpy(name, path);
+        strcat(name, suffix);
+    }
+    return name;
+}
+
 static size_t map_bytes(const struct packed *packed)
 {
     return (size_t)packed->groups * ENTRY_BYTES;
@@ -278,13 +289,7 @@ int packed_sync(struct packed *packed)
 /* As "index.db-packed.new"; NULL: out of memory. */
 static char *unfinished(const char *path)
 {
-    char *name = malloc(strlen(path) + sizeof ".new");
-
-    if (name) {
-        strcpy(name, path);
-        strcat(name, ".new");
-    }
-    return name;
+    return packed_beside(path, ".new");
 }
 
 static int create(const char *path)

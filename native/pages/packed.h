@@ -22,6 +22,10 @@ enum {
 /* Used by one thread at a time. */
 struct packed;
 
+/* The path of a file beside another, of the same name but for a suffix; malloc'ed, NULL when out of
+ * memory. */
+char *packed_beside(const char *path, const char *suffix);
+
 /* Each returns 0 or an errno unless it says otherwise. */
 
 /* ENOENT: there is none; EINVAL: it is damaged, or of a newer version. */

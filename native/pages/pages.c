@@ -479,11 +479,9 @@ static int open_packed(struct checked_file *file, const char *name, bool read_on
 {
     if (!name)
         return SQLITE_OK;
-    file->packed_path = malloc(strlen(name) + sizeof PACKED_SUFFIX);
+    file->packed_path = packed_beside(name, PACKED_SUFFIX);
     if (!file->packed_path)
         return SQLITE_NOMEM;
-    strcpy(file->packed_path, name);
-    strcat(file->packed_path, PACKED_SUFFIX);
     if (!read_only)
         file->fd = open(name, O_RDWR | O_CLOEXEC);
     /* Without it, or if it is damaged, the pages in it cannot be read: each says so by itself. */

@@ -3,11 +3,11 @@
  * "Index", is the format. What is read from a write-ahead log is checked against the log's own
  * checksums. Pages may be packed (packed.h); these pragmas pack those of an open database:
  *
- *     packed_id         the id of the file that has them, or ""
- *     pack_begin=ID     a new such file, of 32 hexadecimal digits; how many groups there are to
- * add, 0 where that is of no use pack_group=N ID   adds a group, from 0 on; between two of them the
- * database may be written pack_finish=ID    the file takes the place of the old one, and the
- * database gives back space
+ * - packed_id: the id of the file that has them, or "".
+ * - pack_begin=ID: a new such file, of 32 hexadecimal digits; how many groups there are to add, 0
+ *   where that is of no use.
+ * - pack_group=N ID: adds a group, from 0 on; between two of them the database may be written.
+ * - pack_finish=ID: the file takes the place of the old one, and the database gives back space.
  */
 #ifndef AGENTFS_PAGES_H
 #define AGENTFS_PAGES_H

@@ -1,0 +1,59 @@
+"""Of linux/fuse.h what we read and write ourselves: requests that do not pass through pyfuse3.
+
+Attributes are in `attributes.py`.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+
+class Opcode(enum.IntEnum):
+    """Of requests."""
+
+    LOOKUP = 1
+    GETATTR = 3
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    RELEASE = 18
+    SETXATTR = 21
+    REMOVEXATTR = 24
+    CREATE = 35
+    FALLOCATE = 43
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    TMPFILE = 51
+    COPY_FILE_RANGE_64 = 53
+
+
+# What follows the header of a request; a name behind it ends with a zero byte.
+MKDIR_IN = struct.Struct("=II")
+"""mode, umask"""
+RENAME_IN = struct.Struct("=Q")
+"""new parent"""
+RELEASE_IN = struct.Struct("=Q16x")
+"""handle"""
+CREATE_IN = struct.Struct("=III4x")
+"""flags, mode, umask; of TMPFILE as well"""
+FALLOCATE_IN = struct.Struct("=QQQI4x")
+"""handle, offset, length, mode"""
+LSEEK_IN = struct.Struct("=QqI4x")
+"""handle, offset, whence"""
+COPY_IN = struct.Struct("=7Q")
+"""handle, offset, target, its handle, its offset, length, flags"""
+
+# What follows the header of a reply.
+OPEN_OUT = struct.Struct("=QI4x")
+"""handle, flags; behind an entry in replies to CREATE and TMPFILE"""
+LSEEK_OUT = struct.Struct("=Q")
+COPY_OUT = struct.Struct("=I4x")
+COPY_64_OUT = struct.Struct("=Q")
+
+FOPEN_KEEP_CACHE = 1 << 1
