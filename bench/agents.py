@@ -49,7 +49,8 @@ from bench.common import (
     progress,
 )
 from bench.corpus import unpack
-from bench.sharing import machine_kib, workers
+from bench.proc import field_bytes, machine_bytes, processes
+from bench.sharing import workers
 from bench.targets import Agentfs, Target, available, work_directory
 from bench.woven import Weaver
 
@@ -251,42 +252,27 @@ def cached_bytes(path: Path) -> int:
     return int(figures[0]) * mmap.PAGESIZE
 
 
-def status_bytes(pid: int, field: str) -> int:
-    """A figure of /proc/PID/status."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
-
-
 def pss_bytes(pid: int) -> int:
     """Of all a process's memory: what it shares is counted in parts."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError("Pss")
+    return field_bytes(f"/proc/{pid}/smaps_rollup", "Pss")
 
 
-def descendants(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for one in found:
-        for task in Path(f"/proc/{one}/task").glob("*/children"):
-            found.extend(map(int, task.read_text().split()))
-    return found
+def table_bytes(pid: int) -> int:
+    """Page tables of a process."""
+    return field_bytes(f"/proc/{pid}/status", "VmPTE")
 
 
 def memory_of(target: Target, agents: list[Path], pids: list[int]) -> Results:
     """What is in memory for agents that have all mapped and touched."""
-    daemon = descendants(int(target.stats()["pid"])) if isinstance(target, Agentfs) else []
+    top = int(target.stats()["pid"]) if isinstance(target, Agentfs) else None
     found: Results = {
         "tmpfs_bytes": tmpfs_bytes(target),
         "cached_bytes": sum(cached_bytes(path) for agent in agents for path in mapped_files(agent)),
-        "daemon_bytes": sum(map(pss_bytes, daemon)),
-        "tables_bytes": sum(status_bytes(pid, "VmPTE") for pid in pids),
+        "daemon_bytes": 0 if top is None else sum(map(pss_bytes, processes(top))),
+        "tables_bytes": sum(map(table_bytes, pids)),
     }
     if isinstance(target, Agentfs):
-        found["worker_rss_bytes"] = status_bytes(target.daemon_pid(), "VmRSS")
+        found["worker_rss_bytes"] = field_bytes(f"/proc/{target.daemon_pid()}/status", "VmRSS")
     return found
 
 
@@ -318,14 +304,14 @@ def measure_step(
 ) -> Results:
     """So many agents: written, alive with all mapped, counted."""
     write_up_to(fleet, count, chosen)
-    before = machine_kib("MemAvailable") * 1024
+    before = machine_bytes("MemAvailable")
     with workers(count, lambda number: None) as pids:
-        idle_bytes = before - machine_kib("MemAvailable") * 1024
-        idle_tables = sum(status_bytes(pid, "VmPTE") for pid in pids)
+        idle_bytes = before - machine_bytes("MemAvailable")
+        idle_tables = sum(map(table_bytes, pids))
     agents = fleet.agents
     with Stopwatch() as mapping, workers(count, lambda n: map_all(agents[n])) as pids:
         mapping.__exit__()
-        now_bytes = machine_kib("MemAvailable") * 1024
+        now_bytes = machine_bytes("MemAvailable")
         found = memory_of(fleet.target, agents, pids)
     found["tables_bytes"] = max(found["tables_bytes"] - idle_tables, 0)
     stored = fleet.stored_bytes()
@@ -345,7 +331,7 @@ def measure_step(
 
 def in_memory(counts: list[int], megabyte: int) -> Iterator[int]:
     """Those numbers of agents for which there is memory; says of the others that there is not."""
-    available_bytes = machine_kib("MemAvailable") * 1024
+    available_bytes = machine_bytes("MemAvailable")
     for count in counts:
         own = count * ((OPENING_MB + CURRENT_MB) * megabyte + PROCESS_BYTES)
         if own < MEMORY_SHARE * available_bytes:
@@ -375,7 +361,7 @@ def measure(chosen: argparse.Namespace) -> Results:
     with work_directory(chosen) as work:
         weaver = Weaver(unpack(chosen.corpus, work))
         for kind in available(chosen.targets, chosen).values():
-            available_bytes = machine_kib("MemAvailable") * 1024
+            available_bytes = machine_bytes("MemAvailable")
             with kind(work, chosen) as target, target.watched():
                 steps += measure_target(target, weaver, chosen, available_bytes)
     return {"megabyte": chosen.megabyte, "steps": steps}

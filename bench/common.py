@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench import proc
+
 out = Console(width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True)
 
@@ -202,13 +204,6 @@ def _first_line(*command: str) -> str | None:
     return text.splitlines()[0] if text else None
 
 
-def _field(file: str, name: str) -> str | None:
-    for line in Path(file).read_text().splitlines():
-        if line.startswith(name):
-            return line.partition(":")[2].strip()
-    return None
-
-
 def machine_facts(arguments: argparse.Namespace) -> Results:
     """Where the figures come from: hardware, kernel and versions. None means not installed."""
     import pyfuse3
@@ -218,8 +213,8 @@ def machine_facts(arguments: argparse.Namespace) -> Results:
     return {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cores": os.cpu_count(),
-        "cpu": _field("/proc/cpuinfo", "model name"),
-        "memory": _field("/proc/meminfo", "MemTotal"),
+        "cpu": proc.field("/proc/cpuinfo", "model name"),
+        "memory": proc.field("/proc/meminfo", "MemTotal"),
         "load_1_minute": os.getloadavg()[0],
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bench.common import Results, add_targets, benchmark, figures_table, parser
 from bench.conversations import conversations
+from bench.proc import processes
 from bench.targets import Agentfs, Target, one_by_one
 
 ROLES = 5
@@ -47,14 +48,6 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--every", type=float, default=5.0, help="seconds of a turn (default 5)")
     made.add_argument("--rest", type=float, default=10.0, help="seconds at rest (default 10)")
     return made
-
-
-def processes(top: int) -> Iterator[int]:
-    """A process and all below it."""
-    yield top
-    for task in Path(f"/proc/{top}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from processes(int(child))
 
 
 def cpu_seconds(top: int) -> float:

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import os
 import sys
-from pathlib import Path
 
 from bench import operations
 from bench.common import (
@@ -28,6 +27,7 @@ from bench.common import (
     shown,
     table,
 )
+from bench.proc import field_bytes
 from bench.targets import Target, available, work_directory
 
 PER_DIRECTORY = 1000
@@ -61,12 +61,7 @@ def fill(target: Target, files: int) -> float:
 
 def resident_kib(pid: int | None) -> int | None:
     """VmRSS of a process in KiB; None without a daemon."""
-    if pid is None:
-        return None
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    return None
+    return None if pid is None else field_bytes(f"/proc/{pid}/status", "VmRSS") // 1024
 
 
 def measure(chosen: argparse.Namespace) -> Results:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.common import Results, Stopwatch, add_targets, benchmark, figures_table, parser, progress
+from bench.proc import machine_bytes
 from bench.targets import Agentfs, Target, one_by_one
 
 MIB = 1 << 20
@@ -35,14 +36,6 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--bytes", type=int, default=50_000_000, help="of each (%(default)s)")
     made.add_argument("--processes", type=int, default=100, help="default: %(default)s")
     return made
-
-
-def machine_kib(name: str) -> int:
-    """A figure of /proc/meminfo in KiB."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1])
-    raise KeyError(name)
 
 
 def mapped_pss_kib(pid: int, below: Path) -> int:
@@ -109,7 +102,7 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
         target.sync()
     time.sleep(3)
     with workers(chosen.processes, lambda number: None):
-        available_kib, tables_kib = machine_kib("MemAvailable"), machine_kib("PageTables")
+        available, tables = machine_bytes("MemAvailable"), machine_bytes("PageTables")
     share = [paths[number :: chosen.processes] for number in range(chosen.processes)]
     with Stopwatch() as mapping, workers(chosen.processes, lambda n: map_all(share[n])) as pids:
         mapping.__exit__()
@@ -117,8 +110,8 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
             "written_s": writing.seconds,
             "mapped_s": mapping.seconds,
             "pss_mib": sum(mapped_pss_kib(pid, target.root) for pid in pids) / 1024,
-            "available_down_mib": (available_kib - machine_kib("MemAvailable")) / 1024,
-            "page_tables_up_mib": (machine_kib("PageTables") - tables_kib) / 1024,
+            "available_down_mib": (available - machine_bytes("MemAvailable")) / 2**20,
+            "page_tables_up_mib": (machine_bytes("PageTables") - tables) / 2**20,
         }
     if isinstance(target, Agentfs):
         stats = target.stats()

@@ -72,14 +72,14 @@ async def test_a_file_that_is_no_agents_shares_as_well(shell: Shell) -> None:
 
 async def test_any_directory_is_an_agents_that_says_so(shell: Shell) -> None:
     await two_agents(shell)
-    for path in ("/work", "/work/deep", "/agents/one/inner"):
+    for path in ("/team", "/team/deep", "/agents/one/inner"):
         shell.mkdir(path)
-    shell.set_xattr("/work/deep", b"user.agentfs.agent", b"three")
+    shell.set_xattr("/team/deep", b"user.agentfs.agent", b"three")
     shell.set_xattr("/agents/one/inner", b"user.agentfs.agent", b"two")
-    await shell.write("/work/deep/a", b"a" * 10)
+    await shell.write("/team/deep/a", b"a" * 10)
     await shell.write("/agents/one/inner/b", b"b" * 20)
     found = await uses(shell)
-    assert found["three"].directories == ("/work/deep",)
+    assert found["three"].directories == ("/team/deep",)
     assert found["three"].logical_bytes == 10
     assert found["one"].files == 2, "what lies below another agent's directory is that one's"
     assert set(found["two"].directories) == {"/agents/two", "/agents/one/inner"}
@@ -144,19 +144,19 @@ async def test_a_spawned_agent_has_all_of_its_template_and_owns_nothing(shell: S
 
 
 async def test_a_spawned_agent_is_itself_wherever_its_template_says_who_it_is(shell: Shell) -> None:
-    for path in ("/work", "/work/one", "/work/one/notes", "/work/one/guest"):
+    for path in ("/team", "/team/one", "/team/one/notes", "/team/one/guest"):
         shell.mkdir(path)
-    shell.set_xattr("/work/one", b"user.agentfs.agent", b"one")
-    shell.set_xattr("/work/one/notes", b"user.agentfs.agent", b"one")
-    shell.set_xattr("/work/one/guest", b"user.agentfs.agent", b"guest")
-    await shell.write("/work/one/notes/x", b"x")
-    await shell.spawn("/work/one", "/work/new", "new")
-    assert shell.describe("/work/new", "agent") == "new"
-    assert shell.describe("/work/new/notes/x", "agent") == "new"
-    assert shell.describe("/work/new/guest", "agent") == "guest"
-    assert shell.describe("/work/one/notes/x", "agent") == "one"
+    shell.set_xattr("/team/one", b"user.agentfs.agent", b"one")
+    shell.set_xattr("/team/one/notes", b"user.agentfs.agent", b"one")
+    shell.set_xattr("/team/one/guest", b"user.agentfs.agent", b"guest")
+    await shell.write("/team/one/notes/x", b"x")
+    await shell.spawn("/team/one", "/team/new", "new")
+    assert shell.describe("/team/new", "agent") == "new"
+    assert shell.describe("/team/new/notes/x", "agent") == "new"
+    assert shell.describe("/team/new/guest", "agent") == "guest"
+    assert shell.describe("/team/one/notes/x", "agent") == "one"
     shell.mkdir("/agents")
-    await shell.spawn("/work/one", "/agents/other", "other")
+    await shell.spawn("/team/one", "/agents/other", "other")
     assert shell.describe("/agents/other/notes/x", "agent") == "other"
     shell.rename("/agents/other", "/agents/renamed")
     assert shell.describe("/agents/renamed", "agent") == "renamed"

@@ -18,13 +18,12 @@ import pytest
 import trio
 
 from agentfs.filesystem import copies, reclaim
-from agentfs.filesystem import volume as volume_module
 from agentfs.filesystem.fsck import check
 from agentfs.filesystem.repair import repair
 from agentfs.model import NewBlock, SegmentUse
 from agentfs.policy import compaction
 from fakes.damage import damage_block, is_lost, place_of, segment_path
-from fakes.disk import Disk, DiskStore, watch
+from fakes.disk import Disk, watch
 from fakes.recount import miscounts
 from fakes.volumes import KIB, MIB, Machine, Shell, profile, quiet, running
 
@@ -63,15 +62,6 @@ async def assert_intact(shell: Shell, files: dict[str, bytes]) -> None:
     for path, data in files.items():
         assert await shell.read(path) == data, path
     assert not miscounts(shell.volume.index)
-
-
-@pytest.fixture
-def disk(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    """The disk below the machine's store."""
-    disk = Disk(machine.store, tmp_path / "durable")
-    monkeypatch.setattr(DiskStore, "disk", disk, raising=False)
-    monkeypatch.setattr(volume_module, "Store", DiskStore)
-    return disk
 
 
 # What it is for

@@ -5,31 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
 
-from agentfs.filesystem import volume as volume_module
 from agentfs.filesystem.fsck import check
 from agentfs.filesystem.namespace import RENAME_EXCHANGE
 from agentfs.filesystem.repair import repair
 from fakes.acl import ACCESS, packed
 from fakes.damage import flip_in_log
-from fakes.disk import Disk, DiskStore, watch
+from fakes.disk import Disk, watch
 from fakes.recount import miscounts
 from fakes.volumes import Machine, Shell, profile, running
-
-
-@pytest.fixture
-def disk(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """The disk below the machine's stores; volumes opened by `open_on` use it."""
-    disk = Disk(machine.store, tmp_path / "durable")
-    monkeypatch.setattr(DiskStore, "disk", disk, raising=False)
-    monkeypatch.setattr(volume_module, "Store", DiskStore)
-    yield disk
-    disk.fails = False
 
 
 def open_on(disk: Disk, machine: Machine) -> Shell:

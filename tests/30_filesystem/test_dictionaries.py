@@ -13,14 +13,13 @@ import trio
 
 from agentfs.errors import StoreNewer
 from agentfs.filesystem import dictionaries as module
-from agentfs.filesystem import volume as volume_module
 from agentfs.filesystem.fsck import check
 from agentfs.filesystem.repair import repair
 from agentfs.index import Index, schema
 from agentfs.model import Kind
 from agentfs.policy import dictionaries as policy
 from fakes.damage import flip
-from fakes.disk import Disk, DiskStore, watch
+from fakes.disk import Disk, watch
 from fakes.volumes import KIB, Machine, Shell, profile
 
 FILES = 300
@@ -292,11 +291,8 @@ async def test_without_its_dictionary_a_file_is_lost_named_and_writable(machine:
 
 
 async def test_after_a_power_cut_each_block_has_its_dictionary(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, disk: Disk
 ) -> None:
-    disk = Disk(machine.store, tmp_path / "durable")
-    monkeypatch.setattr(DiskStore, "disk", disk, raising=False)
-    monkeypatch.setattr(volume_module, "Store", DiskStore)
     shell = machine.open()
     watch(shell.volume.index, disk)
     await fill(shell)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from agentfs.filesystem import volume as volume_module
-from fakes.disk import Disk, DiskStore
+from fakes.disk import Disk
 from fakes.recount import miscounts
 from fakes.volumes import KIB, MIB, Machine, Shell, profile, running
 
@@ -163,12 +161,9 @@ async def test_readers_read_on_while_their_segments_are_rewritten(machine: Machi
 
 
 async def test_a_seal_that_begins_while_gc_runs_loses_nothing(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its blocks lie in a segment already and have no rows yet: they look like garbage."""
-    disk = Disk(machine.store, tmp_path / "durable")
-    monkeypatch.setattr(DiskStore, "disk", disk, raising=False)
-    monkeypatch.setattr(volume_module, "Store", DiskStore)
     shell = machine.open()
     for number in range(10):
         await shell.write(f"/{number}", noise(number, 50_000))

@@ -149,13 +149,19 @@ async def test_conversations_cool_and_prompts_of_active_agents_stay(resident: Re
     assert resident.tiers(*paths) == ["hot", "warm", "hot"], "the agent has just used a file"
 
 
-async def test_what_has_cooled_leaves_when_it_is_told_to(resident: Resident) -> None:
+async def used_an_hour_ago(resident: Resident) -> tuple[str, ...]:
+    """A prompt, a conversation, and one that is open still; nearly an hour."""
     paths = ("/agents/a/prompts/p", "/agents/a/conversations/c", "/open/c")
     await resident.make(*paths)
     for path in paths:
         await resident.use(path)
     resident.relay.open_files[resident.shell.inode("/open/c").id] = 1
     await resident.pass_(59 * MINUTE_S)
+    return paths
+
+
+async def test_what_has_cooled_leaves_when_it_is_told_to(resident: Resident) -> None:
+    paths = await used_an_hour_ago(resident)
     assert resident.tiers(*paths) == ["hot", "warm", "hot"]
     assert resident.have_images(*paths) == [True, True, True], "nobody wants the memory"
     resident.files.cool(1.0)
@@ -167,12 +173,7 @@ async def test_what_has_cooled_leaves_when_it_is_told_to(resident: Resident) -> 
 
 
 async def test_what_is_cold_leaves_though_nobody_wants_the_memory(resident: Resident) -> None:
-    paths = ("/agents/a/prompts/p", "/agents/a/conversations/c", "/open/c")
-    await resident.make(*paths)
-    for path in paths:
-        await resident.use(path)
-    resident.relay.open_files[resident.shell.inode("/open/c").id] = 1
-    await resident.pass_(59 * MINUTE_S)
+    paths = await used_an_hour_ago(resident)
     assert resident.have_images(*paths) == [True, True, True]
     await resident.pass_(2 * MINUTE_S)
     assert resident.have_images(*paths) == [True, False, True]
