@@ -70,6 +70,7 @@ def examine(machine: Machine, probe: Probe | None = None) -> list[Finding]:
         _swap(machine),
         *_zswap(machine),
         *_swappiness(machine),
+        *_idle(machine),
     ]
 
 
@@ -363,5 +364,22 @@ def _swappiness(machine: Machine) -> Iterator[Finding]:
             Status.WARN,
             proposal.now,
             "files that are read leave the cache before agents that wait leave RAM",
+            "agentfs tune --apply",
+        )
+
+
+def _idle(machine: Machine) -> Iterator[Finding]:
+    polls = tune.polls_when_idle(machine)
+    if polls is None:
+        return
+    if polls:
+        gain = "who opens a file is answered without a way through the host"
+        yield Finding("idle processors", Status.OK, "poll before they halt", gain)
+    else:
+        yield Finding(
+            "idle processors",
+            Status.WARN,
+            "halt at once",
+            "opening takes 10 us more, in plain mode 40: the host wakes who waits",
             "agentfs tune --apply",
         )

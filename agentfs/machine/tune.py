@@ -24,6 +24,11 @@ STATE = "/var/lib/agentfs/tune.json"
 SWAPPINESS = "/proc/sys/vm/swappiness"
 HUGE_SHMEM = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 ZSWAP = "/sys/module/zswap/parameters"
+HALT_POLL = "/sys/module/haltpoll/parameters/guest_halt_poll_ns"
+IDLE_GOVERNOR = "/sys/devices/system/cpu/cpuidle/current_governor"
+
+_HALT_POLL_NS = "200000"
+"""The kernel's own default, see its Documentation/virt/guest-halt-polling.rst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,20 @@ def _wishes(machine: Machine) -> Iterator[tuple[str, str | None, str]]:
         yield SWAPPINESS, "100", "swapping to RAM costs no more than reading a file again"
     huge = "advise" if machine.setting(HUGE_SHMEM) == "deny" else None
     yield HUGE_SHMEM, huge, "deny keeps huge pages from what agents share; else each mount asks"
+    if polls_when_idle(machine) is not None:
+        polls = None if polls_when_idle(machine) else _HALT_POLL_NS
+        yield HALT_POLL, polls, "a processor that halts leaves the virtual machine, at each request"
+
+
+def polls_when_idle(machine: Machine) -> bool | None:
+    """Whether a processor of this virtual machine waits a while before it halts; None: it cannot.
+
+    Else whoever asks the daemon for something, and the daemon, are woken by way of the host.
+    """
+    setting = machine.setting(HALT_POLL)
+    if setting is None or machine.setting(IDLE_GOVERNOR) != "haltpoll":
+        return None
+    return setting != "0"
 
 
 def _has_zstd(machine: Machine) -> bool:

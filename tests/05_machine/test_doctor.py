@@ -194,6 +194,13 @@ def test_swap_in_compressed_ram_needs_no_zswap(machine: FakeMachine) -> None:
     assert bad(machine) == {}
 
 
+def test_processors_of_a_virtual_machine_that_halt_at_once(machine: FakeMachine) -> None:
+    machine.set("/sys/module/haltpoll/parameters/guest_halt_poll_ns", "0")
+    assert "tune" in str(bad(machine)["idle processors"].advice)
+    machine.set("/sys/devices/system/cpu/cpuidle/current_governor", "menu")
+    assert bad(machine) == {}
+
+
 def test_swappiness(machine: FakeMachine) -> None:
     machine.set("/proc/sys/vm/swappiness", "60")
     assert bad(machine)["swappiness"].found == "60"

@@ -24,12 +24,17 @@ def untuned(machine: FakeMachine) -> FakeMachine:
     machine.set(COMPRESSOR, "lzo")
     machine.set(f"{tune.ZSWAP}/shrinker_enabled", "N")
     machine.set(tune.SWAPPINESS, "60")
+    machine.set(tune.HALT_POLL, "0")
     return machine
 
 
 def values(machine: FakeMachine) -> dict[str, str | None]:
     names = ("enabled", "compressor", "shrinker_enabled")
-    paths = [f"{tune.ZSWAP}/{name}" for name in names] + [tune.SWAPPINESS, tune.HUGE_SHMEM]
+    paths = [f"{tune.ZSWAP}/{name}" for name in names] + [
+        tune.SWAPPINESS,
+        tune.HUGE_SHMEM,
+        tune.HALT_POLL,
+    ]
     return {path: machine.setting(path) for path in paths}
 
 
@@ -88,6 +93,21 @@ def test_what_somebody_has_set_since_stays(untuned: FakeMachine) -> None:
     assert untuned.setting(ENABLED) == "N"
     with pytest.raises(NothingApplied):
         tune.undo(untuned)
+
+
+@pytest.mark.parametrize("polled", ["1", "50000", "1000000"])
+def test_processors_that_poll_when_idle_poll_as_long_as_somebody_has_said(
+    untuned: FakeMachine, polled: str
+) -> None:
+    untuned.set(tune.HALT_POLL, polled)
+    tune.apply(untuned)
+    assert untuned.setting(tune.HALT_POLL) == polled
+
+
+def test_how_long_to_poll_means_nothing_to_another_governor(untuned: FakeMachine) -> None:
+    untuned.set(tune.IDLE_GOVERNOR, "menu")
+    tune.apply(untuned)
+    assert untuned.setting(tune.HALT_POLL) == "0"
 
 
 def test_undo_without_apply_says_so(untuned: FakeMachine) -> None:
@@ -245,13 +265,16 @@ def test_a_compressor_that_the_kernel_lacks_is_not_asked_for(untuned: FakeMachin
 def test_settings_that_the_kernel_lacks_are_left_out(untuned: FakeMachine) -> None:
     for name in ("enabled", "compressor", "shrinker_enabled"):
         untuned.remove(f"{tune.ZSWAP}/{name}")
+    untuned.remove(tune.HALT_POLL)
     assert [p.path for p in tune.proposals(untuned)] == [tune.HUGE_SHMEM]
     assert tune.apply(untuned) == [], "swappiness suits the disk as it is"
 
 
 def test_swap_in_ram_has_no_zswap_above_it(untuned: FakeMachine) -> None:
     untuned.set("/proc/swaps", "Filename Type Size Used Priority\n/dev/zram0 partition 819200 0 5")
-    assert {change.path for change in tune.apply(untuned)} == {tune.SWAPPINESS}
+    changed = {change.path for change in tune.apply(untuned)}
+    assert tune.SWAPPINESS in changed
+    assert not any(path.startswith(tune.ZSWAP) for path in changed)
 
 
 def test_huge_pages_that_were_denied_are_left_to_each_mount(untuned: FakeMachine) -> None:

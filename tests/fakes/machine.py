@@ -35,6 +35,8 @@ FILES = {
     "/sys/module/zswap/parameters/compressor": "zstd",
     "/sys/module/zswap/parameters/shrinker_enabled": "Y",
     "/sys/kernel/mm/transparent_hugepage/shmem_enabled": "always within_size advise [never] deny",
+    "/sys/devices/system/cpu/cpuidle/current_governor": "haltpoll",
+    "/sys/module/haltpoll/parameters/guest_halt_poll_ns": "200000",
     "/etc/fuse.conf": "# mount_max = 1000\nuser_allow_other",
     "/dev/fuse": "",
     "/usr/bin/fusermount3": "",
