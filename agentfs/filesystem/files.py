@@ -232,7 +232,7 @@ class Files:
             self.on_use(file)
         if handle.records_atime:
             handle.records_atime = False
-            self._record_atime(file.inode)
+            self._note_read(file)
         if file.staged is not None:
             return os.pread(file.staged.descriptor(), size, offset)
         content = file.inode.content
@@ -246,11 +246,10 @@ class Files:
             # It was replaced and collected while it was read: what is there now is as good.
             return await self.read(handle, offset, size)
 
-    def _record_atime(self, inode: Inode) -> None:
+    def _note_read(self, file: LiveFile) -> None:
         now = time.time_ns()
-        if needs_atime(inode, now):
-            inode.atime_ns = now
-            self._index.inodes.set_atime(inode.id, now)
+        if needs_atime(file.inode, now):
+            self._table.note_read(file, now)
 
     # Writing
 

@@ -36,6 +36,9 @@ _UNKNOWN_LOOKUPS = 1 << 62
 _REAP_AT = 256
 """Unlinked inodes are removed this many at a time: one transaction instead of one each."""
 
+_READS_AT = 256
+"""So many times of access are written at a time, or those of half a second."""
+
 
 class LiveFile:
     """A regular file while it is open or staged."""
@@ -176,6 +179,8 @@ class InodeTable:
         self._ghosts: dict[int, Inode] = {}
         """Those of them whose rows are gone already, because they were not open."""
         self._reapable: list[int] = []
+        self._read: dict[int, LiveFile] = {}
+        """By inode: read since their times of access were written."""
         self._moved: dict[int, int] = {}
         """Inode by nodeid, of those that have been split."""
         index.transaction.on_failure = self._reread
@@ -443,7 +448,7 @@ class InodeTable:
         """A handle was closed: let go of what only open files need."""
         if live.handles or self._opens(live.nodeid) or self._live.get(live.inode.id) is not live:
             return
-        if live.is_being_opened:
+        if live.is_being_opened or live.inode.id in self._read:
             return
         if live.staged is not None and not live.is_passed_through:
             live.staged.close()
@@ -483,6 +488,31 @@ class InodeTable:
                 for inode_id in self._reapable:
                     self._index.remove_inode(inode_id)
             self._reapable = []
+
+    def note_read(self, live: LiveFile, now_ns: int) -> None:
+        """A program has read a file: that is written with others' reads, half a second later."""
+        live.inode.atime_ns = now_ns
+        self._read[live.inode.id] = live
+        if len(self._read) >= _READS_AT:
+            try:
+                self.record_reads()
+            except OSError as error:
+                log.error("cannot record times of access: %s", error)
+
+    def record_reads(self) -> None:
+        """Write the times of access that are not in their rows yet.
+
+        :raises OSError: the disk failed; they are not tried again
+        """
+        read, self._read = self._read, {}
+        try:
+            if read:
+                with self._index.transaction:
+                    for live in read.values():
+                        self._index.inodes.set_atime(live.inode.id, live.inode.atime_ns)
+        finally:
+            for live in read.values():
+                self.released(live)
 
     def abandon_kernel_state(self) -> None:
         """The mount is gone: nothing is open, nothing is known to the kernel."""

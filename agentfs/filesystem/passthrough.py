@@ -119,7 +119,7 @@ class PassthroughFiles(Files):
         file = self._table.enliven(inode)
         self.on_use(file)
         if not flags & (os.O_ACCMODE | os.O_NOATIME):
-            self._record_atime(file.inode)  # we are not told of the reads
+            self._note_read(file)  # we are not told of the reads
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         try:
             async with file.opening:

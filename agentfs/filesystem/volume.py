@@ -355,6 +355,7 @@ class Volume:
 
     def _tidy_index(self) -> None:
         try:
+            self.table.record_reads()
             self.table.reap()
             self.index.checkpoint_if_due()
             if self.staging.room.is_short:
@@ -409,6 +410,7 @@ class Volume:
 
     async def sync(self, progress: Progress) -> int:
         """Seal every staged file and make all of it durable; the number of files."""
+        self.table.record_reads()
         dirty = [file for file in self.table.staged_files() if file.is_dirty]
         await self.sealer.seal(packing_order(dirty), wait=True, progress=progress)
         await self.durability.sync()
@@ -418,6 +420,7 @@ class Volume:
     async def seal_for_close(self) -> None:
         """After the mount is gone: remove what no name leads to, and seal the rest."""
         self.files.abandon()
+        self.table.record_reads()
         self.table.abandon_kernel_state()
         for file in list(self.table.staged_files()):
             self.files.unstage_if_sealed(file)  # its copy was kept for who had it open for writing
@@ -637,6 +640,7 @@ class Volume:
 
     def close(self) -> None:
         """Let go of the store. What is still staged stays so, for the next mount."""
+        self.table.record_reads()
         self.table.reap()
         self._memory.close()
         self.staging.close()

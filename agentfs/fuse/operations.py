@@ -58,6 +58,9 @@ _GENERATIONS = 1 << 6
 _OWN_DESCRIPTORS = 128
 """Of those the daemon may have: to seal, to read segments, to be asked. The rest is programs'."""
 
+_HANDLES_ALWAYS = 256
+"""Open under any limit that agentfs can work with; it need not be asked for until then."""
+
 
 def keeps_pages(number: int) -> bool:
     """Whether the kernel may go on using the pages that it has of a file, given a handle's number.
@@ -112,6 +115,8 @@ class Operations(pyfuse3.Operations):
 
         :raises OSError: ENFILE, when programs have as many as they may
         """
+        if len(self._handles) < _HANDLES_ALWAYS:
+            return
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if len(self._handles) >= max(most - _OWN_DESCRIPTORS, most // 2):
             raise OSError(errno.ENFILE, "too many open files for the daemon's limit")

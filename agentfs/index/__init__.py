@@ -43,7 +43,7 @@ class Index(IndexConnection):
             self.store_id = self._read_store_id()
             """32 hexadecimal digits made with the store."""
             self.inodes = Inodes(self)
-            self.dentries = Dentries(self)
+            self.dentries = Dentries(self, self.inodes)
             self.xattrs = Xattrs(self)
             self.contents = Contents(self)
             self.loans = Loans(self)

@@ -132,7 +132,8 @@ class _Transaction:
         self._execute = connection.execute
         self.on_failure: Callable[[], None] = lambda: None
         """Called when the disk failed: what is in memory may be ahead of the rows."""
-        self.on_rollback: Callable[[], None] = lambda: None
+        self.on_rollback: list[Callable[[], None]] = []
+        """Called when rows are not what they seemed to be: then forget them."""
 
     def __enter__(self) -> None:
         self._execute("BEGIN")
@@ -151,7 +152,8 @@ class _Transaction:
                 error = failure
         if self._connection.in_transaction:  # on a full disk SQLite has rolled back already
             self._execute("ROLLBACK")
-        self.on_rollback()
+        for forget in self.on_rollback:
+            forget()
         failed = disk_error(error)
         if failed is not None:
             self.on_failure()

@@ -100,7 +100,7 @@ class Contents:
         self.recipe_changed: Callable[[int], None] = lambda content: None
         """Called with the id of a content that gets another recipe."""
         self._load_damaged()
-        index.transaction.on_rollback = self._load_damaged
+        index.transaction.on_rollback.append(self._load_damaged)
 
     def find(self, digest: bytes) -> int | None:
         """The content with this BLAKE3 digest.

@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from agentfs.index.connection import IndexConnection
-from agentfs.index.inodes import COLUMNS
+from agentfs.index.inodes import COLUMNS, Inodes
 from agentfs.model import Inode
 
 
 class Dentries:
     """Read and change names; callers bring the transaction where several rows change."""
 
-    def __init__(self, index: IndexConnection) -> None:
+    def __init__(self, index: IndexConnection, inodes: Inodes) -> None:
         self._index = index
+        self._inodes = inodes
         self._execute = index.execute
         self._executemany = index.executemany
 
@@ -25,7 +26,10 @@ class Dentries:
             " WHERE dentry.parent = ? AND name = ?",
             (parent, name),
         ).fetchone()
-        return Inode(*row) if row is not None else None
+        if row is None:
+            return None
+        self._inodes.keep(row)
+        return Inode(*row)
 
     def insert(self, parent: int, name: bytes, inode: int) -> None:
         """:raises FileExistsError: the name is taken"""

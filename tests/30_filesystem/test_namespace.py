@@ -222,6 +222,39 @@ async def test_reading_moves_atime_unless_the_file_was_opened_without(shell: She
     assert shell.inode("/a").atime_ns > 1
 
 
+async def test_times_of_access_are_written_together_and_seen_at_once(shell: Shell) -> None:
+    paths = [f"/{number:03d}" for number in range(20)]
+    for path in paths:
+        await shell.write(path, b"bytes")
+    await shell.volume.sync(lambda done, total: None)
+    for path in paths:
+        shell.change(path, atime_ns=1)
+    index = shell.volume.index
+    before = index.changes
+    for path in paths:
+        await shell.read(path)
+    seen = [shell.times(path) for path in paths]
+    assert min(seen)[0] > 1
+    assert index.changes == before
+    shell.volume.table.record_reads()
+    assert index.changes == before + len(paths)
+    assert [shell.times(path) for path in paths] == seen
+    rows = index.execute("SELECT atime FROM inode WHERE mode & 61440 = 32768 ORDER BY id")
+    assert [row[0] for row in rows] == [atime_ns for atime_ns, _ in seen]
+    assert not list(shell.volume.table.files()), "nothing is open, so nothing is kept"
+
+
+async def test_a_file_that_was_read_and_removed_is_gone(shell: Shell) -> None:
+    await shell.write("/a", b"bytes")
+    shell.change("/a", atime_ns=1)
+    await shell.read("/a")
+    number = shell.inode("/a").id
+    shell.unlink("/a")
+    shell.volume.table.record_reads()
+    shell.volume.table.reap()
+    assert shell.volume.index.inodes.get(number) is None
+
+
 async def test_writing_by_the_unprivileged_drops_set_id_bits(shell: Shell) -> None:
     for uid, expected in ((0, 0o6755), (1000, 0o755)):
         await shell.write("/a", b"bytes")
