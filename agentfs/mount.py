@@ -160,8 +160,8 @@ class _Mount:
         self._started = time.monotonic()
         self._is_to_end = trio.Event()
         self._writing_back = trio.CancelScope()
-        volume.cloner.announce = functools.partial(announce.announce, config.mountpoint)
-        volume.cloner.write_back = announce.write_back
+        volume.cloner.announce = functools.partial(announce.announce, session.notifier)
+        volume.cloner.write_back = functools.partial(announce.write_back, session.notifier)
         volume.view.stats = functools.partial(self._figures, is_repeated=True)
 
     async def serve(self, ready: Ready) -> int:

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 _BATCH = 512
 """Names made in one transaction, about 5 ms; names removed in one, about 5 ms."""
 
-Announce = Callable[[bytes, int, bytes, int], Awaitable[None]]
-"""Tells the kernel of a name that we made: path, directory, name, inode. See `Cloner.announce`."""
+Announce = Callable[[int, bytes], Awaitable[None]]
+"""Tells the kernel of a name that we made in a directory. See `Cloner.announce`."""
 
 WriteBack = Callable[[int], Awaitable[None]]
 """Has the kernel send us what it has of a nodeid. See `Cloner.write_back`."""
@@ -159,7 +159,7 @@ class Cloner:
             raise
         assert job.root is not None
         job.cloned.inode = job.root.id
-        await self.announce(target, job.parent, job.name, job.root.id)
+        await self.announce(job.parent, job.name)
         if replaced is not None and replaced.is_directory:
             await self._remove(replaced)
         return job.cloned

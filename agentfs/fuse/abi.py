@@ -1,4 +1,4 @@
-"""Of linux/fuse.h what we read and write ourselves: requests that do not pass through pyfuse3.
+"""Of linux/fuse.h what we read and write ourselves: messages that do not pass through pyfuse3.
 
 Attributes are in `attributes.py`.
 """
@@ -57,3 +57,13 @@ COPY_OUT = struct.Struct("=I4x")
 COPY_64_OUT = struct.Struct("=Q")
 
 FOPEN_KEEP_CACHE = 1 << 1
+
+# Notifications: replies to no request, with a code in place of an error.
+OUT_HEADER = struct.Struct("=Ii8x")
+"""length in all, error or code; `unique` is 0"""
+NOTIFY_INVAL_INODE = 2
+NOTIFY_INVAL_ENTRY = 3
+INVAL_INODE_OUT = struct.Struct("=Qq8x")
+"""nodeid, offset; with length 0 all from there on, below 0: attributes only"""
+INVAL_ENTRY_OUT = struct.Struct("=QI4x")
+"""parent, length of the name, which follows and ends with a zero byte"""

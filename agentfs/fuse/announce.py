@@ -1,54 +1,80 @@
 """What we tell the kernel unasked when a clone is made.
 
-The kernel keeps names, and that there are none, for a day. Through the relay a
-notification is not done when the call returns, so the name is looked up until the
-kernel, and with it every program, sees what it means now. All of this is done in
-threads: the kernel may wait for requests of its own before it takes a notification.
+The kernel keeps names, and that there are none, for a day. A notification waits for what programs
+are doing in that directory, which may wait for us: hence threads. When it has returned, every
+program sees what the name means now.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import time
-from pathlib import Path
+from typing import Protocol
 
 import pyfuse3
 import trio
 
+from agentfs.fuse import abi
 from agentfs.fuse.loop import noticing_at_once
 
-log = logging.getLogger(__name__)
 
-_LIMIT_S = 2.0
-_FIRST_PAUSE_S = 0.0001
+class Notifier(Protocol):
+    """Gives the kernel notifications; each is done when it returns.
+
+    :raises OSError: ENOENT, the kernel knows no such name or inode
+    """
+
+    def entry(self, parent: int, name: bytes) -> None:
+        """A name may mean something else now."""
+
+    def inode(self, nodeid: int, *, attr_only: bool = False) -> None:
+        """Attributes changed; and what mappings hold of the bytes is to be sent to us."""
 
 
-async def announce(mountpoint: Path, path: bytes, parent: int, name: bytes, inode: int) -> None:
-    """Return when *path*, which is *name* in *parent*, means *inode* to all programs."""
+class PlainNotifier:
+    """By pyfuse3, which has the device."""
+
+    def entry(self, parent: int, name: bytes) -> None:
+        pyfuse3.invalidate_entry(parent, name)
+
+    def inode(self, nodeid: int, *, attr_only: bool = False) -> None:
+        pyfuse3.invalidate_inode(nodeid, attr_only)
+
+
+class RelayNotifier:
+    """By the device itself: what pyfuse3 is told goes through the relay, and is done later."""
+
+    def __init__(self, device: int) -> None:
+        self._device = os.dup(device)
+
+    def entry(self, parent: int, name: bytes) -> None:
+        body = abi.INVAL_ENTRY_OUT.pack(parent, len(name)) + name + b"\0"
+        self._give(abi.NOTIFY_INVAL_ENTRY, body)
+
+    def inode(self, nodeid: int, *, attr_only: bool = False) -> None:
+        self._give(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(nodeid, -1 if attr_only else 0))
+
+    def _give(self, code: int, body: bytes) -> None:
+        os.write(self._device, abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code) + body)
+
+    def close(self) -> None:
+        os.close(self._device)
+
+
+async def announce(notifier: Notifier, parent: int, name: bytes) -> None:
+    """Return when a new meaning of *name* in *parent* is seen by all programs."""
     with noticing_at_once():
-        await trio.to_thread.run_sync(_announce, mountpoint, path, parent, name, inode)
+        await trio.to_thread.run_sync(_announce, notifier, parent, name)
 
 
-async def write_back(nodeid: int) -> None:
+async def write_back(notifier: Notifier, nodeid: int) -> None:
     """Return when we have been sent what programs stored in mappings of a file."""
     with contextlib.suppress(OSError):
-        await trio.to_thread.run_sync(pyfuse3.invalidate_inode, nodeid)
+        await trio.to_thread.run_sync(notifier.inode, nodeid)
 
 
-def _announce(mountpoint: Path, path: bytes, parent: int, name: bytes, inode: int) -> None:
-    with contextlib.suppress(OSError):  # ENOENT: it knows no such name
-        pyfuse3.invalidate_entry(parent, name)
+def _announce(notifier: Notifier, parent: int, name: bytes) -> None:
     with contextlib.suppress(OSError):
-        pyfuse3.invalidate_inode(parent, attr_only=True)
-    where = os.path.join(os.fsencode(mountpoint), path.lstrip(b"/"))
-    pause_s = _FIRST_PAUSE_S
-    deadline = time.monotonic() + _LIMIT_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            if os.lstat(where).st_ino == inode:
-                return
-        time.sleep(pause_s)
-        pause_s *= 2
-    log.warning("%s has another meaning now, but programs may not see it yet", os.fsdecode(where))
+        notifier.entry(parent, name)
+    with contextlib.suppress(OSError):
+        notifier.inode(parent, attr_only=True)

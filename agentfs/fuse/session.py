@@ -17,6 +17,7 @@ from agentfs.errors import FuseUnavailable
 from agentfs.filesystem.files import Files
 from agentfs.fuse import loop
 from agentfs.fuse._relay import Relay
+from agentfs.fuse.announce import Notifier, PlainNotifier, RelayNotifier
 from agentfs.fuse.brief_requests import BriefRequests
 from agentfs.fuse.connection import Connection, Mode, escaped
 from agentfs.fuse.handshake import Handshake, devices
@@ -30,6 +31,9 @@ class Session(Protocol):
     mode: Mode
     reason: str
     """Why this mode, in a few words."""
+
+    @property
+    def notifier(self) -> Notifier: ...
 
     @property
     def relay(self) -> Relay | None: ...
@@ -55,6 +59,7 @@ class PlainSession:
 
     def __init__(self, config: MountConfig, reason: str) -> None:
         self.reason = reason
+        self.notifier = PlainNotifier()
         self._config = config
         self._is_mounted = False
         self._handshake: Handshake | None = None
@@ -100,6 +105,7 @@ class RelaySession:
     def __init__(self, config: MountConfig, connection: Connection, reason: str) -> None:
         self.reason = reason
         self.relay = Relay(config.mountpoint, connection.devices, ledger=connection.ledger)
+        self.notifier = RelayNotifier(connection.devices[0])
         self._is_started = False
         self._is_closed = False
 
@@ -135,6 +141,7 @@ class RelaySession:
             pyfuse3.close(unmount=False)
         if not self._is_closed:
             self._is_closed = True
+            self.notifier.close()
             if not self.relay.unmounted:
                 self.relay.unmount(lazy=True)
             self.relay.close()
