@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import trio
 
@@ -33,7 +33,6 @@ from agentfs.filesystem.ranges import (
     write_all,
 )
 from agentfs.filesystem.staging import StagedFile, Staging
-from agentfs.index import Index
 from agentfs.model import Inode
 
 DAY_NS = 24 * 3600 * 10**9
@@ -109,15 +108,16 @@ class Handle:
 class Files:
     """Regular files."""
 
+    prepares: ClassVar = False
+    """Whether `prepare` has anything to do."""
+
     def __init__(
         self,
-        index: Index,
         table: InodeTable,
         namespace: Namespace,
         staging: Staging,
         contents: ContentReader,
     ) -> None:
-        self._index = index
         self._table = table
         self._namespace = namespace
         self._staging = staging

@@ -42,17 +42,20 @@ from agentfs.model import CACHE_S, Inode
 class PassthroughFiles(Files):
     """Regular files in relay mode."""
 
+    prepares = True
+
     def __init__(
         self,
-        index: Index,
         table: InodeTable,
         namespace: Namespace,
         staging: Staging,
         contents: ContentReader,
+        index: Index,
         relay: Relay,
         placement: Placement,
     ) -> None:
-        super().__init__(index, table, namespace, staging, contents)
+        super().__init__(table, namespace, staging, contents)
+        self._index = index
         self._relay = relay
         self.images = Images(staging, contents, relay, placement)
         table.watch(

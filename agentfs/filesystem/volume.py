@@ -153,7 +153,7 @@ class Volume:
         keys = DomainKeys(self.index.secret)
         reader = ContentReader(self.index, self._store, keys)
         self._reader = reader
-        parts = (self.index, self.table, self.namespace, self.staging, reader)
+        parts = (self.table, self.namespace, self.staging, reader)
         self.describer = Describer(
             self.index,
             self.table,
@@ -163,7 +163,9 @@ class Volume:
         )
         self.placement = Placement(self.index, self.table, self.describer, profile.tiers)
         self.files = (
-            Files(*parts) if relay is None else PassthroughFiles(*parts, relay, self.placement)
+            Files(*parts)
+            if relay is None
+            else PassthroughFiles(*parts, self.index, relay, self.placement)
         )
         is_relayed = relay is not None
         self.prefetcher = Prefetcher(

@@ -361,24 +361,28 @@ class Operations(pyfuse3.Operations):
                 pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
             raise
 
-    @answers_later
+    @answers_mostly_at_once
     async def open(self, nodeid: int, flags: int, ctx: RequestContext) -> FileInfo:
         if nodeid >= VIEW_FIRST:
             if flags & (os.O_ACCMODE | os.O_TRUNC):
                 _check_changeable(nodeid)
             if self._view.is_text(nodeid):
-                return await self._open_text(nodeid)
+                return await letting_others_in(self._open_text(nodeid))
         self._require_descriptor()
         inode = self._table.named(nodeid)
-        await self._prepare(inode, flags, ctx)
+        if self._files.prepares:
+            await letting_others_in(self._prepare(inode, flags, ctx))
         handle = self._files.open(inode, flags, is_privileged=ctx.uid == 0)
         if flags & os.O_TRUNC:
-            try:
-                await self._files.truncate(handle.file, 0, is_privileged=handle.is_privileged)
-            except BaseException:
-                self._files.release(handle)
-                raise
+            await letting_others_in(self._truncate_opened(handle))
         return self._file_info(self._numbered(handle))
+
+    async def _truncate_opened(self, handle: Handle) -> None:
+        try:
+            await self._files.truncate(handle.file, 0, is_privileged=handle.is_privileged)
+        except BaseException:
+            self._files.release(handle)
+            raise
 
     async def _open_text(self, nodeid: int) -> FileInfo:
         text = await self._view.text(nodeid)

@@ -129,7 +129,7 @@ class _Transaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._execute = connection.execute
+        self._execute = connection.cursor().execute
         self.on_failure: Callable[[], None] = lambda: None
         """Called when the disk failed: what is in memory may be ahead of the rows."""
         self.on_rollback: list[Callable[[], None]] = []
