@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agentfs.machine.reading import Machine
+from agentfs.machine.tune import HALT_POLL
 from bench import proc
 
 out = Console(width=None if sys.stdout.isatty() else 200)
@@ -217,6 +219,7 @@ def machine_facts(arguments: argparse.Namespace) -> Results:
         "memory": proc.field("/proc/meminfo", "MemTotal"),
         "load_1_minute": os.getloadavg()[0],
         "kernel": platform.release(),
+        "polls_before_halt_ns": Machine().setting(HALT_POLL),
         "python": platform.python_version(),
         "pyfuse3": pyfuse3.__version__,
         "agentfs": _first_line(*arguments.agentfs, "version"),
