@@ -448,12 +448,14 @@ class InodeTable:
         """A handle was closed: let go of what only open files need."""
         if live.handles or self._opens(live.nodeid) or self._live.get(live.inode.id) is not live:
             return
-        if live.is_being_opened or live.inode.id in self._read:
+        if live.is_being_opened:
             return
         if live.staged is not None and not live.is_passed_through:
             live.staged.close()
         if live.inode.id in self._unlinked:
             self._retire(live.inode.id)
+        elif live.inode.id in self._read:
+            return
         elif live.staged is None and live.image is None and live.nodeid == live.inode.id:
             del self._live[live.inode.id]
 
@@ -464,6 +466,7 @@ class InodeTable:
         if live is not None and live.is_being_opened:
             return
         self._unlinked.discard(inode_id)
+        self._read.pop(inode_id, None)
         if live is not None:
             self._forgotten(live)
             del self._live[inode_id]
