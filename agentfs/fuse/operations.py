@@ -58,7 +58,7 @@ _GENERATIONS = 1 << 6
 _OWN_DESCRIPTORS = 128
 """Of those the daemon may have: to seal, to read segments, to be asked. The rest is programs'."""
 
-_HANDLES_ALWAYS = 256
+_HANDLES_ALWAYS = 32
 """Open under any limit that agentfs can work with; it need not be asked for until then."""
 
 
