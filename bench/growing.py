@@ -159,14 +159,20 @@ class Machine:
         finally:
             volume.close()
 
-    async def passes(self, volume: Volume, seconds: float) -> None:
-        """Let time pass, and what falls due in it be done."""
-        while seconds > 0:
-            self.clock.jump(min(seconds, 0.5))
-            seconds -= 0.5
+    async def passes(self, volume: Volume, until: float) -> None:
+        """Let time pass, and what falls due in it be done.
+
+        The clock stands still while files are sealed, however long that takes a disk that others
+        use as well: else fewer turns would share a seal.
+        """
+        while (left := until - self.clock.current_time()) > 0:
+            self.clock.jump(min(left, 0.5))
             await wait_all_tasks_blocked(SETTLED_S)
-            while volume.sealer.is_busy or volume.stats()["compaction"] == "running":
-                self.clock.jump(0.05)
+            while volume.sealer.is_busy:
+                await trio.lowlevel.checkpoint()
+                time.sleep(SETTLED_S)
+            while volume.stats()["compaction"] == "running":
+                self.clock.jump(0.05)  # it sleeps
                 await trio.lowlevel.checkpoint()
                 time.sleep(SETTLED_S)
 
@@ -183,13 +189,12 @@ async def _grow(
     )
     before = _disk_writes()
     async with machine.mounted() as volume:
-        agents, now = Agents(volume), 0.0
+        agents, began = Agents(volume), machine.clock.current_time()
         for at, agent, turn in due:
-            await machine.passes(volume, at - now)
-            now = max(now, at)
+            await machine.passes(volume, began + at)
             await WAYS[way](agents, f"{agent}.json", histories[agent][:turn])
             step()
-        await machine.passes(volume, REST_S)
+        await machine.passes(volume, machine.clock.current_time() + REST_S)
         unasked = volume.stats()["stored_bytes"]
     written = _disk_writes() - before
     found = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -25,6 +26,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 
 import trio
 
@@ -37,7 +39,9 @@ from agentfs.filesystem.gate import Gate
 from agentfs.filesystem.livefile import InodeTable
 from agentfs.filesystem.rewrite import Packing, Rewriter, Stopped
 from agentfs.filesystem.staging import Staging
+from agentfs.filesystem.turns import Turns
 from agentfs.index import Index
+from agentfs.index.contents import chunk_ids
 from agentfs.model import SegmentUse, StoredChunk
 from agentfs.policy.compaction import (
     COLD_LOOK_S,
@@ -47,6 +51,7 @@ from agentfs.policy.compaction import (
     is_due,
     is_too_much,
     live_bytes,
+    may_be_worth_it,
     to_collect,
     to_compact,
     without_warm,
@@ -159,6 +164,9 @@ class Collector:
         self._warm_bytes = warm_bytes
         self._one_at_a_time = trio.Lock()
         self._background = trio.CancelScope()
+        self._freed_by_dead = (0.0, 0.0)
+        """Bytes of contents that no inode names when they were last looked at, and what of that
+        they alone have. More of the first is at most as much more of the second."""
         self.state = CompactionState()
 
     async def collect(self, progress: Callable[[int, int], None]) -> Reclaimed:
@@ -204,7 +212,7 @@ class Collector:
                 continue
             rested_s = trio.current_time() - since
             try:
-                young, garbage, stored = self._backlog()
+                young, garbage, stored = await self._backlog()
             except OSError as error:
                 log.error("cannot look for garbage: %s; later", error)
                 continue
@@ -252,13 +260,35 @@ class Collector:
         if self._rewriter.removed != removed:
             await self._on_removed()
 
-    def _backlog(self) -> tuple[int, float, int]:
+    async def _backlog(self) -> tuple[int, float, int]:
         """(raw bytes not packed yet, bytes that could be given back, bytes of all segments)."""
         sizes = dict(self._store.segments())
         uses = self._readable(self._contents.segments())
         garbage = sum(garbage_bytes(use, sizes.get(use.number, use.stored)) for use in uses)
-        garbage += self._contents.dead_bytes(_DEAD_LOOKED_AT)
-        return sum(use.young for use in uses), garbage, sum(sizes.values())
+        dead = self._contents.dead_bytes(_DEAD_LOOKED_AT)
+        looked_at, freed = self._freed_by_dead
+        if dead < looked_at or may_be_worth_it(garbage + freed + dead - looked_at):
+            freed = await self._count_freed_by_dead()
+            self._freed_by_dead = (dead, freed)
+        return sum(use.young for use in uses), garbage + freed, sum(sizes.values())
+
+    async def _count_freed_by_dead(self) -> float:
+        """Bytes on disk that go when the contents go that no inode names.
+
+        A conversation leaves one behind with each seal, and nearly all of it is in the next one:
+        by their sizes alone a store that only grows would be rewritten again and again.
+        """
+        turns, named, freed = Turns(), Counter[int](), 0.0
+        dead = self._contents.dead_contents(_DEAD_LOOKED_AT)
+        for _, recipe in dead:
+            named.update(chunk_ids(recipe))
+            freed += len(recipe)
+            await turns.give()
+        chunks = iter(named.items())
+        while some := list(islice(chunks, _SLICE)):
+            freed += self._contents.freed_bytes(some)
+            await turns.give()
+        return freed * max(1, self._contents.dead_count / _DEAD_LOOKED_AT)
 
     def _readable(self, uses: Sequence[SegmentUse]) -> list[SegmentUse]:
         """Those without damaged blocks that files need: a disk may read them again one day."""

@@ -537,13 +537,37 @@ class Contents:
         ).fetchone()
         return int(live)
 
-    def dead_bytes(self, limit: int) -> int:
-        """Bytes of the first *limit* contents that no inode names."""
+    @property
+    def dead_count(self) -> int:
+        """How many contents no inode names."""
+        (count,) = self._execute("SELECT count(*) FROM content WHERE refs = 0").fetchone()
+        return int(count)
+
+    def dead_bytes(self, limit: int) -> float:
+        """Bytes of the contents that no inode names, by the first *limit* of them.
+
+        Most may be in chunks that others have as well: see `freed_bytes`.
+        """
         (dead,) = self._execute(
             "SELECT coalesce(sum(size), 0) FROM (SELECT size FROM content WHERE refs = 0 LIMIT ?)",
             (limit,),
         ).fetchone()
-        return int(dead)
+        return float(dead * max(1, self.dead_count / limit))
+
+    def freed_bytes(self, named: Iterable[tuple[int, int]]) -> float:
+        """Bytes on disk of those among (chunk, times) that stand in no recipe but so many times.
+
+        Some 2 us a chunk.
+        """
+        rows = (
+            self._execute(
+                "SELECT 1.0 * length * stored / raw FROM chunk JOIN block ON block.id = block"
+                " WHERE chunk.id = ? AND chunk.refs <= ?",
+                (chunk, times),
+            ).fetchone()
+            for chunk, times in named
+        )
+        return sum((row[0] for row in rows if row is not None), 0.0)
 
     def named_recipes(
         self, after: tuple[int, bytes], limit: int

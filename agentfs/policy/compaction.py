@@ -114,6 +114,11 @@ def without_warm(uses: Iterable[SegmentUse], warm: Mapping[int, int]) -> list[Se
     return [use for use in uses if warm.get(use.number, 0) <= _WARM_SHARE * use.live]
 
 
+def may_be_worth_it(garbage: float) -> bool:
+    """Whether so much garbage, if it is as much, is worth work by itself."""
+    return garbage >= WORTH_BYTES
+
+
 def is_due(young: int, garbage: float, rested_s: float) -> bool:
     """Whether compaction should begin.
 
@@ -123,7 +128,7 @@ def is_due(young: int, garbage: float, rested_s: float) -> bool:
     """
     if young >= BACKLOG_BYTES:
         return True
-    return rested_s >= REST_S and (young >= WORTH_BYTES or garbage >= WORTH_BYTES)
+    return rested_s >= REST_S and (young >= WORTH_BYTES or may_be_worth_it(garbage))
 
 
 def is_too_much(garbage: float, stored: int, share: float) -> bool:

@@ -380,6 +380,38 @@ async def test_a_history_rewritten_1000_times_in_a_burst_is_stored_once(machine:
     assert await shell.read("/history.json") == final
 
 
+async def garbage_seen(shell: Shell) -> float:
+    """What background work takes to be worth collecting."""
+    _, garbage, _ = await shell.volume._collector._backlog()
+    return garbage
+
+
+async def test_a_conversation_that_only_grows_leaves_no_garbage_worth_a_collection(
+    shell: Shell,
+) -> None:
+    long = noise(1, 300_000)
+    for number in range(60):
+        await shell.append("/log", long if number == 0 else log_line(number))
+        await shell.seal("/log")
+        assert await garbage_seen(shell) < 3 * MIB
+    (named,) = shell.volume.index.execute("SELECT sum(size) FROM content").fetchone()
+    assert named > 15 * MIB, "by the sizes of what was replaced it would be"
+
+
+async def test_contents_that_are_gone_altogether_are_garbage_worth_a_collection(
+    shell: Shell,
+) -> None:
+    for number in range(12):
+        await shell.write(f"/{number}", noise(number, MIB))
+    await shell.sync()
+    assert await garbage_seen(shell) < MIB
+    for number in range(12):
+        shell.unlink(f"/{number}")
+    assert 12 * MIB <= await garbage_seen(shell) < 12.2 * MIB
+    await shell.collect()
+    assert await garbage_seen(shell) < MIB
+
+
 def figures(shell: Shell) -> dict[str, Any]:
     return shell.volume.stats()
 
