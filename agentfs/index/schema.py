@@ -115,6 +115,11 @@ def dictionaries(db: Database) -> None:
     """Blocks that need a dictionary: no row says so, but who cannot read them must know."""
 
 
+@migrations()
+def differences(db: Database) -> None:
+    """A log of differences: no row says so, but who cannot read it must know."""
+
+
 def add_secret(execute: Callable[..., sqlite3.Cursor]) -> bool:
     """Give a store its secret, unless it has one. In a transaction.
 

@@ -1,23 +1,90 @@
 #define _GNU_SOURCE
 #include "log.h"
 
+#include <assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/types.h>
 #include <unistd.h>
 
 #include "bytes.h"
+#include "crc32c.h"
 
 enum {
-    MAGIC = 0x377f0682, /* its last bit says big-endian */
-    PAGE_BYTES_AT = 8,
-    SALTS_AT = 16, /* in the header of the log */
-    SALTS_BYTES = 8,
-    FRAME_COMMIT_AT = 4, /* pages of the database after a commit; 0: none */
-    FRAME_SALTS_AT = 8,
-    FRAME_SUMMED_BYTES = 8, /* of the header of a frame: what its checksum covers */
-    FRAMES_AT_ONCE = 32,
+    CRC_BYTES = 4,
+    FRAME_AT = 4,
+    NUMBER_AT = 8,
+    COMMIT_AT = 12,
+    CHECKSUM_AT = 16,
+    BACK_AT = 24,
+    LENGTH_AT = 28,
+    DEPTH_AT = 30, /* and a byte that is 0 */
+    LOG_CHECKSUM_AT = 24,
 };
+
+static_assert(DEPTH_AT + 2 == RECORD_HEADER_BYTES, "docs/FORMAT.md");
+
+const uint8_t log_magic[LOG_MAGIC_BYTES] = {'a', 'g', 'e', 'n', 't', 'L', 'O', 'G'};
+
+void log_seal_record(uint8_t bytes[RECORD_BYTES_MAX], const struct record *record)
+{
+    store32(bytes + FRAME_AT, record->frame);
+    memcpy(bytes + NUMBER_AT, record->number, sizeof record->number);
+    memcpy(bytes + COMMIT_AT, record->commit, sizeof record->commit);
+    memcpy(bytes + CHECKSUM_AT, record->checksum, sizeof record->checksum);
+    store32(bytes + BACK_AT, record->back);
+    store16(bytes + LENGTH_AT, record->length);
+    bytes[DEPTH_AT] = record->depth;
+    bytes[DEPTH_AT + 1] = 0;
+    size_t summed = RECORD_HEADER_BYTES - CRC_BYTES + record->length;
+    store32(bytes, crc32c(0, bytes + CRC_BYTES, summed));
+}
+
+static bool makes_sense(const struct record *record, uint64_t at)
+{
+    if (record->back == 0)
+        return record->length == PAGES_BYTES && record->depth == 0;
+    return record->length <= PAGES_BYTES && record->depth > 0 && record->depth <= LOG_DEPTH_MAX &&
+           at >= RECORDS_AT && record->back <= at - RECORDS_AT;
+}
+
+bool log_read_record(const uint8_t *bytes, size_t size, uint64_t at, struct record *record)
+{
+    if (size < RECORD_HEADER_BYTES)
+        return false;
+    record->frame = load32(bytes + FRAME_AT);
+    memcpy(record->number, bytes + NUMBER_AT, sizeof record->number);
+    memcpy(record->commit, bytes + COMMIT_AT, sizeof record->commit);
+    memcpy(record->checksum, bytes + CHECKSUM_AT, sizeof record->checksum);
+    record->back = load32(bytes + BACK_AT);
+    record->length = load16(bytes + LENGTH_AT);
+    record->depth = bytes[DEPTH_AT];
+    size_t summed = RECORD_HEADER_BYTES - CRC_BYTES + record->length;
+    return makes_sense(record, at) && size - CRC_BYTES >= summed &&
+           load32(bytes) == crc32c(0, bytes + CRC_BYTES, summed);
+}
+
+/* Have a record in the window, if there is as much of the log. */
+static void fill(struct log_scan *scan)
+{
+    if (scan->size - scan->at >= RECORD_BYTES_MAX || scan->has_failed)
+        return;
+    memmove(scan->window, scan->window + scan->at, scan->size - scan->at);
+    scan->offset += scan->at;
+    scan->size -= scan->at;
+    scan->at = 0;
+    ssize_t more = scan->read(scan->source, scan->window + scan->size,
+                              sizeof scan->window - scan->size, scan->offset + scan->size);
+    scan->has_failed = more < 0;
+    scan->size += more > 0 ? (size_t)more : 0;
+}
+
+bool log_scan_next(struct log_scan *scan, struct record *record)
+{
+    fill(scan);
+    return log_read_record(scan->window + scan->at, scan->size - scan->at, scan->offset + scan->at,
+                           record);
+}
 
 static uint32_t word(const uint8_t *at, bool big_endian)
 {
@@ -25,83 +92,26 @@ static uint32_t word(const uint8_t *at, bool big_endian)
     return big_endian ? __builtin_bswap32(value) : value;
 }
 
-static void add_to_checksum(uint32_t sum[2], const uint8_t *bytes, size_t size, bool big_endian)
-{
-    for (size_t i = 0; i < size; i += 8) {
-        sum[0] += word(bytes + i, big_endian) + sum[1];
-        sum[1] += word(bytes + i + 4, big_endian) + sum[0];
-    }
-}
-
-static bool is_checksum(const uint32_t sum[2], const uint8_t stored[LOG_CHECKSUM_BYTES])
-{
-    return sum[0] == word(stored, true) && sum[1] == word(stored + 4, true);
-}
-
-bool log_is_big_endian(const uint8_t header[LOG_HEADER_BYTES])
-{
-    return header[3] & 1;
-}
-
-bool log_frame_follows(const uint8_t before[LOG_CHECKSUM_BYTES],
-                       const uint8_t header[FRAME_HEADER_BYTES], const uint8_t page[PAGES_BYTES],
-                       bool big_endian)
-{
-    uint32_t sum[2] = {word(before, true), word(before + 4, true)};
-    add_to_checksum(sum, header, FRAME_SUMMED_BYTES, big_endian);
-    add_to_checksum(sum, page, PAGES_BYTES, big_endian);
-    return is_checksum(sum, header + FRAME_CHECKSUM_AT);
-}
-
+/* As SQLite asks: of one that is not good it takes nothing. */
 static bool header_is_good(const uint8_t header[LOG_HEADER_BYTES])
 {
     uint32_t sum[2] = {0, 0};
-    add_to_checksum(sum, header, LOG_CHECKSUM_AT, log_is_big_endian(header));
-    return (word(header, true) & ~1u) == MAGIC &&
-           word(header + PAGE_BYTES_AT, true) == PAGES_BYTES &&
-           is_checksum(sum, header + LOG_CHECKSUM_AT);
+
+    for (size_t i = 0; i < LOG_CHECKSUM_AT; i += 8) {
+        sum[0] += word(header + i, header[3] & 1) + sum[1];
+        sum[1] += word(header + i + 4, header[3] & 1) + sum[0];
+    }
+    return sum[0] == word(header + LOG_CHECKSUM_AT, true) &&
+           sum[1] == word(header + LOG_CHECKSUM_AT + 4, true);
 }
 
-struct scan {
-    bool has_begun; /* the salts are known */
-    bool has_ended; /* for SQLite */
-    bool big_endian;
-    uint8_t salts[SALTS_BYTES];
-    uint8_t before[LOG_CHECKSUM_BYTES]; /* checksum of what comes before the next frame */
-    size_t lost;
-};
-
-static void begin(struct scan *scan, const uint8_t header[LOG_HEADER_BYTES])
+static ssize_t read_fully(void *source, uint8_t *into, size_t size, uint64_t offset)
 {
-    *scan = (struct scan){
-        .has_begun = header_is_good(header),
-        .big_endian = log_is_big_endian(header),
-    };
-    scan->has_ended = !scan->has_begun;
-    memcpy(scan->salts, header + SALTS_AT, SALTS_BYTES);
-    memcpy(scan->before, header + LOG_CHECKSUM_AT, LOG_CHECKSUM_BYTES);
-}
-
-static void look_at(struct scan *scan, const uint8_t frame[FRAME_BYTES])
-{
-    /* Another log's frames may lie behind this one's. Without a header, the first has the salts. */
-    if (!scan->has_begun)
-        memcpy(scan->salts, frame + FRAME_SALTS_AT, SALTS_BYTES);
-    scan->has_begun = true;
-    if (memcmp(frame + FRAME_SALTS_AT, scan->salts, SALTS_BYTES) != 0 ||
-        !log_frame_follows(scan->before, frame, frame + FRAME_HEADER_BYTES, scan->big_endian))
-        scan->has_ended = true;
-    else if (scan->has_ended && word(frame + FRAME_COMMIT_AT, true) != 0)
-        scan->lost++;
-    memcpy(scan->before, frame + FRAME_CHECKSUM_AT, LOG_CHECKSUM_BYTES);
-}
-
-static ssize_t read_fully(int fd, uint8_t *into, size_t size, off_t offset)
-{
+    const int *fd = source;
     size_t done = 0;
 
     while (done < size) {
-        ssize_t count = pread(fd, into + done, size - done, offset + (off_t)done);
+        ssize_t count = pread(*fd, into + done, size - done, (off_t)(offset + done));
         if (count < 0 && errno == EINTR)
             continue;
         if (count < 0)
@@ -113,25 +123,45 @@ static ssize_t read_fully(int fd, uint8_t *into, size_t size, off_t offset)
     return (ssize_t)done;
 }
 
+static size_t commits_behind_end(struct log_scan *scan, bool has_ended)
+{
+    struct record record;
+    size_t lost = 0;
+    uint32_t last = UINT32_MAX; /* one that commits may be there twice */
+
+    for (;;) {
+        if (!log_scan_next(scan, &record)) {
+            if (scan->size == scan->at)
+                return lost;
+            has_ended = true;
+            scan->at++;
+            continue;
+        }
+        bool commits = load32(record.commit) != 0;
+        lost += has_ended && commits && record.frame != last;
+        if (commits)
+            last = record.frame;
+        scan->at += RECORD_HEADER_BYTES + record.length;
+    }
+}
+
 int log_commits_behind_end(int fd, size_t *lost)
 {
-    uint8_t frames[FRAMES_AT_ONCE * FRAME_BYTES];
-    struct scan scan;
-    off_t offset = LOG_HEADER_BYTES;
+    uint8_t header[RECORDS_AT];
 
     *lost = 0;
-    ssize_t size = read_fully(fd, frames, LOG_HEADER_BYTES, 0);
-    if (size < LOG_HEADER_BYTES)
+    ssize_t size = read_fully(&fd, header, sizeof header, 0);
+    if (size < RECORDS_AT)
         return size < 0 ? errno : 0;
-    begin(&scan, frames);
-    do {
-        size = read_fully(fd, frames, sizeof frames, offset);
-        if (size < 0)
-            return errno;
-        offset += size;
-        for (ssize_t at = 0; at + FRAME_BYTES <= size; at += FRAME_BYTES)
-            look_at(&scan, frames + at);
-    } while (size == (ssize_t)sizeof frames);
-    *lost = scan.lost;
-    return 0;
+    struct log_scan *scan = calloc(1, sizeof *scan);
+    if (!scan)
+        return ENOMEM;
+    scan->read = read_fully;
+    scan->source = &fd;
+    scan->offset = RECORDS_AT;
+    bool is_ours = memcmp(header, log_magic, sizeof log_magic) == 0;
+    *lost = commits_behind_end(scan, !is_ours || !header_is_good(header + LOG_MAGIC_BYTES));
+    int error = scan->has_failed ? errno : 0;
+    free(scan);
+    return error;
 }

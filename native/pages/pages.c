@@ -10,30 +10,22 @@
 
 #include "bytes.h"
 #include "crc32c.h"
-#include "gather.h"
-#include "log.h"
+#include "frames.h"
 #include "packed.h"
 
-enum {
-    CRC_AT = PAGES_BYTES - PAGES_RESERVED,
-    FIRST_PAGE_AT = LOG_HEADER_BYTES + FRAME_HEADER_BYTES,
-};
-
-static const sqlite3_int64 NOWHERE = INT64_MAX;
+enum { CRC_AT = PAGES_BYTES - PAGES_RESERVED };
 
 static struct pages_sqlite library; /* set when the VFS is registered, before a file is opened */
 
 /* One connection uses a file at a time, as SQLite promises: no lock. */
 struct checked_file {
     sqlite3_file base;
-    sqlite3_file *real;           /* behind this struct, in the memory that SQLite allotted */
-    struct gather *gather;        /* of a log; NULL: this is a database */
-    int fd;                       /* owned; of a database that is written, to give space back */
-    char *packed_path;            /* owned; of a database */
-    struct packed *packed;        /* owned; pages that read as zeros are there; NULL: none are */
-    struct packed *packing;       /* owned; is being made; NULL: none is */
-    sqlite3_int64 frame_header;   /* where one was written last */
-    sqlite3_int64 rewritten_from; /* pages from here on have frame headers that do not fit yet */
+    sqlite3_file *real;     /* behind this struct, in the memory that SQLite allotted */
+    struct frames *frames;  /* owned; of a log; NULL: this is a database */
+    int fd;                 /* owned; of a database that is written, to give space back */
+    char *packed_path;      /* owned; of a database */
+    struct packed *packed;  /* owned; pages that read as zeros are there; NULL: none are */
+    struct packed *packing; /* owned; is being made; NULL: none is */
 };
 
 static uint32_t page_crc(const uint8_t page[PAGES_BYTES], uint32_t number)
@@ -267,86 +259,23 @@ static int answer_pragma(struct checked_file *file, char **argument)
     return result;
 }
 
-/* --- its log ------------------------------------------------------------------------------- */
-
-static bool is_page_of_log(int size, sqlite3_int64 offset)
-{
-    return size == PAGES_BYTES && offset >= FIRST_PAGE_AT &&
-           (offset - FIRST_PAGE_AT) % FRAME_BYTES == 0;
-}
-
-static int check_frame(struct checked_file *file, const uint8_t *page, sqlite3_int64 offset)
-{
-    uint8_t log_header[LOG_HEADER_BYTES];
-    uint8_t before[LOG_CHECKSUM_BYTES];
-    uint8_t header[FRAME_HEADER_BYTES];
-    const sqlite3_io_methods *methods = file->real->pMethods;
-
-    int result = methods->xRead(file->real, log_header, sizeof log_header, 0);
-    if (result != SQLITE_OK)
-        return result;
-    sqlite3_int64 frame = offset - FRAME_HEADER_BYTES;
-    sqlite3_int64 checksum_before =
-        frame == LOG_HEADER_BYTES ? LOG_CHECKSUM_AT : frame - FRAME_BYTES + FRAME_CHECKSUM_AT;
-    result = methods->xRead(file->real, before, sizeof before, checksum_before);
-    if (result == SQLITE_OK)
-        result = methods->xRead(file->real, header, sizeof header, frame);
-    if (result != SQLITE_OK)
-        return result;
-    bool is_good = log_frame_follows(before, header, page, log_is_big_endian(log_header));
-    return is_good ? SQLITE_OK : SQLITE_IOERR_DATA;
-}
-
-static int read_log(struct checked_file *file, uint8_t *into, int size, sqlite3_int64 offset)
-{
-    int result = file->real->pMethods->xRead(file->real, into, size, offset);
-    if (result == SQLITE_OK && is_page_of_log(size, offset) && offset < file->rewritten_from)
-        result = check_frame(file, into, offset);
-    return result;
-}
-
-/*
- * A transaction that outgrows SQLite's cache may write a page a second time, in its frame, without
- * the header. All headers from there on are written again before the transaction is committed.
- */
-static void note_write(struct checked_file *file, int size, sqlite3_int64 offset)
-{
-    if (size == FRAME_HEADER_BYTES) {
-        file->frame_header = offset;
-        if (offset + FRAME_HEADER_BYTES <= file->rewritten_from)
-            file->rewritten_from = NOWHERE;
-    } else if (is_page_of_log(size, offset)) {
-        bool has_header = file->frame_header == offset - FRAME_HEADER_BYTES;
-        if (!has_header && offset < file->rewritten_from)
-            file->rewritten_from = offset;
-        file->frame_header = -1;
-    }
-}
-
 /* --- what SQLite calls --------------------------------------------------------------------- */
-
-/* Whatever looks at the log is to find there what was written to it. */
-static int settled(sqlite3_file *file)
-{
-    struct gather *gather = checked(file)->gather;
-
-    return gather ? gather_flush(gather, real(file)) : SQLITE_OK;
-}
 
 static void release(struct checked_file *file)
 {
     packed_close(file->packing);
     packed_close(file->packed);
     free(file->packed_path);
-    free(file->gather);
+    frames_free(file->frames);
     file->packing = file->packed = NULL;
     file->packed_path = NULL;
-    file->gather = NULL;
+    file->frames = NULL;
 }
 
 static int checked_close(sqlite3_file *file)
 {
-    int result = settled(file);
+    struct frames *frames = checked(file)->frames;
+    int result = frames ? frames_flush(frames, real(file)) : SQLITE_OK;
     int closed = real(file)->pMethods->xClose(real(file));
 
     if (checked(file)->fd >= 0)
@@ -357,40 +286,38 @@ static int checked_close(sqlite3_file *file)
 
 static int checked_read(sqlite3_file *file, void *into, int size, sqlite3_int64 offset)
 {
-    if (!checked(file)->gather)
+    if (!checked(file)->frames)
         return read_database(checked(file), into, size, offset);
-    int result = settled(file);
-    return result == SQLITE_OK ? read_log(checked(file), into, size, offset) : result;
+    return frames_read(checked(file)->frames, real(file), into, size, offset);
 }
 
 static int checked_write(sqlite3_file *file, const void *from, int size, sqlite3_int64 offset)
 {
-    if (!checked(file)->gather)
+    if (!checked(file)->frames)
         return write_database(checked(file), from, size, offset);
-    note_write(checked(file), size, offset);
-    return gather_write(checked(file)->gather, real(file), from, size, offset);
+    return frames_write(checked(file)->frames, real(file), from, size, offset);
 }
 
 static int checked_truncate(sqlite3_file *file, sqlite3_int64 size)
 {
-    if (!checked(file)->gather)
+    if (!checked(file)->frames)
         return truncate_database(checked(file), size);
-    int result = settled(file);
-    return result == SQLITE_OK ? real(file)->pMethods->xTruncate(real(file), size) : result;
+    return frames_truncate(checked(file)->frames, real(file), size);
 }
 
 static int checked_sync(sqlite3_file *file, int flags)
 {
-    if (!checked(file)->gather)
+    if (!checked(file)->frames)
         return sync_database(checked(file), flags);
-    int result = settled(file);
+    int result = frames_flush(checked(file)->frames, real(file));
     return result == SQLITE_OK ? real(file)->pMethods->xSync(real(file), flags) : result;
 }
 
 static int checked_file_size(sqlite3_file *file, sqlite3_int64 *size)
 {
-    int result = settled(file);
-    return result == SQLITE_OK ? real(file)->pMethods->xFileSize(real(file), size) : result;
+    if (!checked(file)->frames)
+        return real(file)->pMethods->xFileSize(real(file), size);
+    return frames_size(checked(file)->frames, real(file), size);
 }
 
 static int checked_lock(sqlite3_file *file, int kind)
@@ -410,7 +337,7 @@ static int checked_check_reserved_lock(sqlite3_file *file, int *is_held)
 
 static int checked_file_control(sqlite3_file *file, int op, void *argument)
 {
-    if (op == SQLITE_FCNTL_PRAGMA && !checked(file)->gather) {
+    if (op == SQLITE_FCNTL_PRAGMA && !checked(file)->frames) {
         int result = answer_pragma(checked(file), argument);
         if (result != SQLITE_NOTFOUND)
             return result;
@@ -499,18 +426,17 @@ static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int
     *file = (struct checked_file){
         .real = (sqlite3_file *)(file + 1),
         .fd = -1,
-        .frame_header = -1,
-        .rewritten_from = NOWHERE,
     };
     file->real->pMethods = NULL;
     if (flags & SQLITE_OPEN_WAL) {
-        file->gather = calloc(1, sizeof *file->gather);
-        if (!file->gather)
+        file->frames = frames_new();
+        if (!file->frames)
             return SQLITE_NOMEM;
     }
     int result = below(vfs)->xOpen(below(vfs), name, file->real, flags, flags_out);
-    if (result == SQLITE_OK && !file->gather)
-        result = open_packed(file, name, flags & SQLITE_OPEN_READONLY);
+    if (result == SQLITE_OK)
+        result = file->frames ? frames_open(file->frames, file->real)
+                              : open_packed(file, name, flags & SQLITE_OPEN_READONLY);
     if (file->real->pMethods)
         base->pMethods = &checked_methods; /* SQLite closes it, whatever the result */
     else

@@ -1,7 +1,7 @@
 /*
  * A VFS of SQLite whose database pages carry a CRC32C, checked at every read. docs/FORMAT.md,
- * "Index", is the format. What is read from a write-ahead log is checked against the log's own
- * checksums. Pages may be packed (packed.h); these pragmas pack those of an open database:
+ * "Index", is the format. Its write-ahead log is kept as differences (frames.h). Pages may be
+ * packed (packed.h); these pragmas pack those of an open database:
  *
  * - packed_id: the id of the file that has them, or "".
  * - pack_begin=ID: a new such file, of 32 hexadecimal digits; how many groups there are to add, 0

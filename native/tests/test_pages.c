@@ -104,9 +104,9 @@ static void a_page_of_the_log_is_checked_as_well(void)
     struct stat facts;
     CHECK(stat(log, &facts) == 0);
     off_t end = facts.st_size;
-    CHECK(end > 50 * (PAGES_BYTES + 24));
+    CHECK(end > 50 * RECORD_BYTES_MAX);
     int found = 0;
-    for (off_t offset = 32 + 24 + 500; offset < end; offset += PAGES_BYTES + 24) {
+    for (off_t offset = RECORDS_AT + 500; offset < end; offset += 1031) {
         flip(log, offset);
         run(db, "PRAGMA shrink_memory");
         sqlite3_int64 value = sum(db, &error);
@@ -274,22 +274,24 @@ static void transactions_behind_a_damaged_frame_are_missed(void)
     size_t size = log_of_a_killed_process(log);
     CHECK(commits_found(log, size) == COMMITS);
     CHECK(lost_in(log, size) == 0);
-    size_t last = 0; /* where the last frame that commits begins */
-    for (size_t at = LOG_HEADER_BYTES; at + FRAME_BYTES <= size; at += FRAME_BYTES) {
-        if (memcmp(log + at + 4, "\0\0\0", 4) != 0)
+    size_t last = 0, end = 0; /* of the last record that commits */
+    struct record record;
+    for (size_t at = RECORDS_AT; log_read_record(log + at, size - at, at, &record);
+         at += RECORD_HEADER_BYTES + record.length) {
+        if (memcmp(record.commit, "\0\0\0", 4) != 0) {
             last = at;
+            end = at + RECORD_HEADER_BYTES + record.length;
+        }
     }
-    CHECK(last > 0 && last + FRAME_BYTES < size); /* uncommitted frames follow */
+    CHECK(last > 0 && end < size); /* uncommitted records follow */
     int missed = 0;
-    for (size_t at = 0; at < last + FRAME_BYTES; at += 37) {
+    for (size_t at = 0; at < end; at += 37) {
         log[at] ^= 16;
         size_t lost = lost_in(log, size);
         int found = commits_found(log, size);
-        bool is_blind =
-            at >= last - FRAME_BYTES + FRAME_CHECKSUM_AT && (at < last - PAGES_BYTES || at >= last);
         CHECK(found < COMMITS);
-        CHECK((int)lost <= COMMITS - found); /* that of a damaged commit frame does not count */
-        CHECK(lost > 0 || is_blind);
+        CHECK((int)lost <= COMMITS - found); /* that of a damaged record does not count */
+        CHECK(lost > 0 || at >= last);
         missed += lost == 0;
         log[at] ^= 16;
     }
