@@ -382,7 +382,10 @@ class Namespace:
         if is_borrower:
             self._take_back(moved)
         if lent is not None and lent.content is not None:
-            self._index.contents.reference(lent.content)
+            if victim is not None and self._goes_with_name(victim):
+                self._inodes.set_content(victim.id, None, 0, None)  # its reference goes over
+            else:
+                self._index.contents.reference(lent.content)
             self._inodes.set_content(moved.id, lent.content, lent.size, lent.holes)
             self._index.loans.add(moved.id)
             moved.content = lent.content
@@ -521,6 +524,11 @@ class Namespace:
         elif moved.is_directory:
             raise OSError(errno.ENOTDIR, "not a directory")
 
+    def _goes_with_name(self, inode: Inode) -> bool:
+        """Whether an inode's row goes when it loses a name."""
+        is_last = inode.nlink == 1 and not inode.is_directory
+        return is_last and not self._table.is_open(inode.id)
+
     def _drop_link(self, inode: Inode, now_ns: int) -> bool:
         """Take one name away; True when the row went with it.
 
@@ -528,7 +536,7 @@ class Namespace:
         rows until they are let go of, so that another daemon can take over from this one.
         """
         left = 0 if inode.is_directory else inode.nlink - 1
-        is_removed = left == 0 and not inode.is_directory and not self._table.is_open(inode.id)
+        is_removed = self._goes_with_name(inode)
         if is_removed:
             self._index.remove_inode(inode.id)
         else:

@@ -452,17 +452,18 @@ class Volume:
 
     async def _copy_anew(self) -> None:
         """The copies that are there name segments that are gone."""
-        for _ in range(copies.KEPT):
-            await self._copy_namespace_if_possible(self._copy_namespace)
+        copy = functools.partial(self._copy_namespace, times=copies.KEPT)
+        await self._copy_namespace_if_possible(copy)
 
     async def _copy_at_the_end(self) -> None:
         await trio.to_thread.run_sync(copies.write, self.path, self.index)
         self._copied_changes = self.index.changes
 
-    async def _copy_namespace(self) -> None:
+    async def _copy_namespace(self, *, times: int = 1) -> None:
         changes = self.index.changes
         async with self._snapshot() as snapshot:
-            await trio.to_thread.run_sync(self._write_copy, snapshot)
+            for _ in range(times):
+                await trio.to_thread.run_sync(self._write_copy, snapshot)
         self._copied_changes = changes
 
     def _write_copy(self, snapshot: Path) -> None:

@@ -34,8 +34,8 @@ COPIES_DIRECTORY = "namespace"
 """Where a store keeps copies of its index's rows."""
 
 CHECKPOINT_BYTES = 8 << 20
-"""Size of the log at which it is folded into the database: some 18,000 creates. The fold takes 40 ms,
-and a mount that finds so much after a kill 0.2 s."""
+"""Size of the log at which it is folded into the database: some 18,000 creates. The fold takes
+40 ms, and a mount that finds so much after a kill 0.2 s."""
 
 VACUUM_BYTES = 8 << 20
 

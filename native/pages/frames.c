@@ -187,8 +187,14 @@ static int read_page(struct frames *frames, sqlite3_file *log, uint64_t at, stru
     size_t count = 0;
 
     int result = read_record(frames, log, at, bytes, newest);
+    if (result != SQLITE_OK)
+        return result;
     struct record record = *newest;
     uint32_t number = number_of(newest->number);
+    if (is_known(frames, number, at)) {
+        memcpy(page, page_of(frames, number), PAGES_BYTES);
+        return SQLITE_OK;
+    }
     while (result == SQLITE_OK && record.back && !is_known(frames, number, at - record.back)) {
         if (count == LOG_DEPTH_MAX)
             return SQLITE_IOERR_DATA;

@@ -114,7 +114,7 @@ static void a_page_of_the_log_is_checked_as_well(void)
         found += value == -1;
         flip(log, offset);
     }
-    CHECK(found > 20);
+    CHECK(found > 5); /* what is before the newest version of a page is read after a kill */
     run(db, "PRAGMA shrink_memory");
     CHECK(sum(db, &error) == ROWS * (ROWS + 1) / 2);
     run(db, "PRAGMA wal_checkpoint(TRUNCATE)");
