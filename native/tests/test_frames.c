@@ -321,6 +321,47 @@ static void damage_that_comes_later_is_an_error_and_never_another_page(void)
     frames_free(frames);
 }
 
+/* As a fuzzer would find them if it could guess checksums. */
+static void records_that_make_no_sense_do_no_harm(void)
+{
+    uint8_t bytes[FRAME_BYTES];
+    struct record record;
+    uint64_t seed = 11;
+
+    for (int round = 0; round < 300; round++) {
+        expect_frames(11);
+        struct frames *frames = begun();
+        for (size_t frame = 0; frame < 60; frame++)
+            CHECK(write_frame(frames, frame) == SQLITE_OK);
+        frames_free(frames);
+        uint64_t at = RECORDS_AT;
+        while (log_read_record(disk.bytes + at, disk.size - at, at, &record)) {
+            size_t size = RECORD_HEADER_BYTES + record.length;
+            uint64_t chance = check_random(&seed);
+            if (chance % 8 == 0)
+                record.back = (uint32_t)(check_random(&seed) % (at + 1));
+            if (chance % 8 == 1)
+                record.depth = (uint8_t)check_random(&seed);
+            if (chance % 8 == 2)
+                record.frame = (uint32_t)(check_random(&seed) % 60);
+            if (chance % 8 == 3)
+                check_fill(record.number, sizeof record.number, seed);
+            if (chance % 8 == 4 && record.length)
+                disk.bytes[at + RECORD_HEADER_BYTES + chance / 8 % record.length] ^= 255;
+            log_seal_record(disk.bytes + at, &record);
+            at += size;
+        }
+        frames = opened();
+        sqlite3_int64 size;
+        CHECK(frames_size(frames, file, &size) == SQLITE_OK);
+        for (sqlite3_int64 from = LOG_HEADER_BYTES; from < size; from += FRAME_BYTES) {
+            int result = frames_read(frames, file, bytes, FRAME_BYTES, from);
+            CHECK(result == SQLITE_OK || result == SQLITE_IOERR_DATA);
+        }
+        frames_free(frames);
+    }
+}
+
 static void a_log_of_sqlites_own_is_read_as_it_is_until_it_begins_anew(void)
 {
     static const uint8_t magic[4] = {0x37, 0x7f, 0x06, 0x83};
@@ -356,6 +397,7 @@ int main(void)
     RUN(a_frame_that_is_written_again_has_its_newest_bytes);
     RUN(a_log_ends_where_it_is_damaged_or_cut_short);
     RUN(damage_that_comes_later_is_an_error_and_never_another_page);
+    RUN(records_that_make_no_sense_do_no_harm);
     RUN(a_log_of_sqlites_own_is_read_as_it_is_until_it_begins_anew);
     return 0;
 }

@@ -380,6 +380,23 @@ async def test_a_history_rewritten_1000_times_in_a_burst_is_stored_once(machine:
     assert await shell.read("/history.json") == final
 
 
+async def test_sealing_conversations_that_grew_by_a_line_writes_what_changes_and_not_pages(
+    shell: Shell,
+) -> None:
+    names = [f"/{number}.jsonl" for number in range(30)]
+    for number, name in enumerate(names):
+        await shell.write(name, noise(number, 150_000))
+    await shell.seal(*names)
+    shell.volume.index.checkpoint()
+    for turn in range(10):
+        for name in names:
+            await shell.append(name, log_line(turn))
+        await shell.seal(*names)
+    log = shell.volume.index.path.with_name("index.db-wal")
+    assert log.stat().st_size <= 10 * len(names) * 1800
+    assert is_sound(shell)
+
+
 async def garbage_seen(shell: Shell) -> float:
     """What background work takes to be worth collecting."""
     _, garbage, _ = await shell.volume._collector._backlog()
