@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,10 @@ def index(tmp_path: Path) -> Index:
 
 
 @pytest.fixture
-def namespace(index: Index, tmp_path: Path) -> Namespace:
-    return Namespace(index, InodeTable(index, Staging(tmp_path, index.store_id, 0)))
+def namespace(index: Index, tmp_path: Path) -> Iterator[Namespace]:
+    staging = Staging(tmp_path, index.store_id, 0)
+    yield Namespace(index, InodeTable(index, staging))
+    staging.close()
 
 
 def log_bytes(index: Index) -> int:
