@@ -1,5 +1,7 @@
 #include "codec.h"
 
+#define ZSTD_STATIC_LINKING_ONLY    /* ZSTD_d_stableOutBuffer: without it zstd keeps a window to copy \
+                                       from */
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
@@ -77,7 +79,7 @@ struct codec *codec_borrow(struct codec_pool *pool)
     return codec ? codec : calloc(1, sizeof *codec);
 }
 
-static size_t footprint(const struct codec *codec)
+size_t codec_bytes(const struct codec *codec)
 {
     return codec->raw.capacity + codec->stored.capacity + ZSTD_sizeof_CCtx(codec->compressor) +
            ZSTD_sizeof_DCtx(codec->decompressor);
@@ -85,7 +87,7 @@ static size_t footprint(const struct codec *codec)
 
 void codec_return(struct codec_pool *pool, struct codec *codec)
 {
-    if (footprint(codec) <= KEEP_BYTES) {
+    if (codec_bytes(codec) <= KEEP_BYTES) {
         pthread_mutex_lock(&pool->lock);
         if (pool->idle_count < KEEP_CODECS) {
             codec->next = pool->idle;
@@ -204,6 +206,27 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
     return STATUS_OK;
 }
 
+/* Rule 7 of a valid block, before anything is decoded. */
+static bool is_frame(const struct block_header *header, const uint8_t *payload)
+{
+    return ZSTD_getFrameContentSize(payload, header->stored_bytes) == header->raw_bytes &&
+           ZSTD_findFrameCompressedSize(payload, header->stored_bytes) == header->stored_bytes &&
+           ZSTD_getDictID_fromFrame(payload, header->stored_bytes) == 0;
+}
+
+static bool has_decompressor(struct codec *codec)
+{
+    if (codec->decompressor == NULL)
+        codec->decompressor = ZSTD_createDCtx();
+    return codec->decompressor != NULL;
+}
+
+static enum status failure(size_t code)
+{
+    return ZSTD_getErrorCode(code) == ZSTD_error_memory_allocation ? STATUS_NO_MEMORY
+                                                                   : STATUS_CORRUPT_PAYLOAD;
+}
+
 enum status codec_decompress(struct codec *codec, const struct block_header *header,
                              decoder *dictionary, const uint8_t *payload, uint8_t *raw)
 {
@@ -211,20 +234,58 @@ enum status codec_decompress(struct codec *codec, const struct block_header *hea
         memcpy(raw, payload, header->raw_bytes);
         return STATUS_OK;
     }
-    if (ZSTD_getFrameContentSize(payload, header->stored_bytes) != header->raw_bytes ||
-        ZSTD_findFrameCompressedSize(payload, header->stored_bytes) != header->stored_bytes ||
-        ZSTD_getDictID_fromFrame(payload, header->stored_bytes) != 0)
+    if (!is_frame(header, payload))
         return STATUS_CORRUPT_PAYLOAD;
     if (header->dictionary && dictionary == NULL)
         return STATUS_NO_DICTIONARY;
-    if (codec->decompressor == NULL)
-        codec->decompressor = ZSTD_createDCtx();
-    if (codec->decompressor == NULL)
+    if (!has_decompressor(codec))
         return STATUS_NO_MEMORY;
 
     size_t got = ZSTD_decompress_usingDDict(codec->decompressor, raw, header->raw_bytes, payload,
                                             header->stored_bytes, dictionary);
-    if (ZSTD_isError(got) && ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
-        return STATUS_NO_MEMORY;
+    if (ZSTD_isError(got))
+        return failure(got);
     return got == header->raw_bytes ? STATUS_OK : STATUS_CORRUPT_PAYLOAD;
+}
+
+enum status codec_begin(struct codec *codec, const struct block_header *header,
+                        const uint8_t *payload)
+{
+    if (!is_frame(header, payload))
+        return STATUS_CORRUPT_PAYLOAD;
+    if (!has_decompressor(codec))
+        return STATUS_NO_MEMORY;
+    ZSTD_DCtx_reset(codec->decompressor, ZSTD_reset_session_only);
+    ZSTD_DCtx_setParameter(codec->decompressor, ZSTD_d_stableOutBuffer, 1);
+    codec->rest = (struct codec_rest){
+        .payload = payload,
+        .payload_bytes = header->stored_bytes,
+        .wanted = ZSTD_FRAMEHEADERSIZE_MAX,
+    };
+    return STATUS_OK;
+}
+
+enum status codec_continue(struct codec *codec, uint8_t *raw, uint32_t raw_bytes, uint32_t end,
+                           uint32_t *done)
+{
+    struct codec_rest *rest = &codec->rest;
+    ZSTD_inBuffer in = {rest->payload, rest->at, rest->at};
+    ZSTD_outBuffer out = {raw, raw_bytes, *done};
+
+    while (rest->wanted > 0 && (out.pos < end || out.pos == raw_bytes)) {
+        /* No more than the piece needs: given all of it, zstd would go on to the end. */
+        size_t left = rest->payload_bytes - in.pos;
+        in.size = in.pos + (rest->wanted < left ? rest->wanted : left);
+        size_t before = in.pos + out.pos;
+        rest->wanted = ZSTD_decompressStream(codec->decompressor, &out, &in);
+        if (ZSTD_isError(rest->wanted))
+            return failure(rest->wanted);
+        if (in.pos + out.pos == before)
+            return STATUS_CORRUPT_PAYLOAD;
+    }
+    rest->at = in.pos;
+    *done = (uint32_t)out.pos;
+    if (rest->wanted == 0 && (out.pos != raw_bytes || in.pos != rest->payload_bytes))
+        return STATUS_CORRUPT_PAYLOAD;
+    return STATUS_OK;
 }

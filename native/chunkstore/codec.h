@@ -7,11 +7,20 @@
 #include "pace.h"
 #include "segment.h"
 
+/* Of a payload that is decompressed piece by piece. */
+struct codec_rest {
+    const uint8_t *payload;
+    size_t payload_bytes;
+    size_t at;
+    size_t wanted; /* of the payload, for the next piece; 0: there is none */
+};
+
 struct codec {
     struct ZSTD_CCtx_s *compressor;   /* owned; made at first use */
     struct ZSTD_DCtx_s *decompressor; /* owned; made at first use */
     struct buffer raw;
     struct buffer stored;
+    struct codec_rest rest;
     struct codec *next; /* in the pool; guarded by its lock */
 };
 
@@ -30,6 +39,9 @@ void codec_pool_free(struct codec_pool *pool);
 struct codec *codec_borrow(struct codec_pool *pool);
 void codec_return(struct codec_pool *pool, struct codec *codec);
 
+/* The memory that it has. */
+size_t codec_bytes(const struct codec *codec);
+
 /* NULL: none. */
 typedef const struct ZSTD_CDict_s encoder;
 typedef const struct ZSTD_DDict_s decoder;
@@ -47,5 +59,15 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
 /* raw has room for header->raw_bytes. The payload's CRC has been checked. */
 enum status codec_decompress(struct codec *codec, const struct block_header *header,
                              decoder *dictionary, const uint8_t *payload, uint8_t *raw);
+
+/*
+ * The same in pieces of 128 KiB, as many as make end bytes: a payload of zstd without a dictionary
+ * that stays where it is, and raw, between codec_begin and the last codec_continue. No more than
+ * header->raw_bytes are written, and none that were *done.
+ */
+enum status codec_begin(struct codec *codec, const struct block_header *header,
+                        const uint8_t *payload);
+enum status codec_continue(struct codec *codec, uint8_t *raw, uint32_t raw_bytes, uint32_t end,
+                           uint32_t *done);
 
 #endif

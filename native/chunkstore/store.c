@@ -69,6 +69,7 @@ enum status store_open(const char *directory, const struct store_options *option
     struct store *store = calloc(1, sizeof *store);
     if (store == NULL)
         return STATUS_NO_MEMORY;
+    struct cache_source source = {store, store_load_block, store_unload_block};
     store->read_only = options->read_only;
     store->segment_bytes = options->segment_bytes;
     store->directory = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -80,11 +81,12 @@ enum status store_open(const char *directory, const struct store_options *option
         status = failed(evidence, errno);
         goto close_directory;
     }
-    if (!cache_init(&store->cache, options->cache_bytes))
+    if (!cache_init(&store->cache, options->cache_bytes, &source))
         goto close_directory;
     if (!files_init(&store->files, store->directory, IDLE_FILES))
         goto free_cache;
     codec_pool_init(&store->codecs);
+    codec_pool_init(&store->readers);
     if (!dictionaries_init(&store->dictionaries, store->directory, store->read_only,
                            &store->codecs))
         goto free_files;
@@ -104,6 +106,7 @@ free_locks:
     pthread_mutex_destroy(&store->sync_lock);
     dictionaries_free(&store->dictionaries);
 free_files:
+    codec_pool_free(&store->readers);
     codec_pool_free(&store->codecs);
     files_free(&store->files);
 free_cache:
@@ -133,9 +136,10 @@ void store_close(struct store *store)
     pthread_mutex_destroy(&store->append_lock);
     pthread_mutex_destroy(&store->sync_lock);
     dictionaries_free(&store->dictionaries);
+    cache_free(&store->cache);
+    codec_pool_free(&store->readers);
     codec_pool_free(&store->codecs);
     files_free(&store->files);
-    cache_free(&store->cache);
     close(store->directory);
     free(store);
 }

@@ -1,10 +1,18 @@
+#define _GNU_SOURCE
 /* Reading: by piece through the cache, and whole segments past it. */
 #include "store_state.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "io.h"
+
+enum {
+    /* From that size on a block is decompressed no further than somebody reads. */
+    PIECEMEAL_FROM_BYTES = 512 << 10,
+    HUGE_PAGE_BYTES = 2 << 20,
+};
 
 /* Fills view for the segment; a reader never looks behind the last whole block of the tail. */
 static enum status view_segment(struct store *store, const struct segment_file *file,
@@ -37,10 +45,28 @@ static enum status decompress(struct store *store, struct codec *codec,
     return status;
 }
 
-static enum status load_block(void *context, uint64_t segment, uint64_t offset,
-                              struct evidence *evidence, uint8_t **raw, uint32_t *raw_bytes)
+static size_t round_up(uint32_t bytes)
 {
-    struct store *store = context;
+    return ((size_t)bytes + HUGE_PAGE_BYTES - 1) & ~(size_t)(HUGE_PAGE_BYTES - 1);
+}
+
+/* The memory of a block, of which the kernel gives what is written to, 2 MiB at a time. */
+static uint8_t *allocate_raw(uint32_t raw_bytes)
+{
+    if (raw_bytes < HUGE_PAGE_BYTES)
+        return malloc(raw_bytes);
+    size_t size = round_up(raw_bytes);
+    uint8_t *raw = aligned_alloc(HUGE_PAGE_BYTES, size);
+    if (raw)
+        madvise(raw, size, MADV_HUGEPAGE);
+    return raw;
+}
+
+/* Reads and checks the block, and decompresses it unless that is done piece by piece. */
+static enum status open_block(struct store *store, uint64_t segment, uint64_t offset,
+                              struct codec *codec, struct evidence *evidence,
+                              struct cached_bytes *bytes)
+{
     struct segment_file *file;
     struct segment_view view;
     struct block_header header;
@@ -49,38 +75,80 @@ static enum status load_block(void *context, uint64_t segment, uint64_t offset,
     enum status status = files_open(&store->files, segment, evidence, &file);
     if (status != STATUS_OK)
         return status;
-    struct codec *codec = codec_borrow(&store->codecs);
-    if (codec == NULL) {
-        status = STATUS_NO_MEMORY;
-        goto release_file;
-    }
     *evidence = (struct evidence){.segment = segment, .offset = offset};
     status = view_segment(store, file, evidence, &view);
     if (status == STATUS_OK)
         status = segment_read_block(&view, offset, &codec->stored, evidence, &header, &payload);
+    files_release(&store->files, file);
     if (status != STATUS_OK)
-        goto return_codec;
-
-    uint8_t *bytes = malloc(header.raw_bytes);
-    if (bytes == NULL) {
-        status = STATUS_NO_MEMORY;
-        goto return_codec;
-    }
-    status = decompress(store, codec, &header, payload, evidence, bytes);
-    if (status != STATUS_OK) {
-        free(bytes);
-        goto return_codec;
-    }
-    *raw = bytes;
-    *raw_bytes = header.raw_bytes;
+        return status;
     atomic_fetch_add_explicit(&store->bytes_read, BLOCK_HEADER_BYTES + header.stored_bytes,
                               memory_order_relaxed);
 
-return_codec:
-    codec_return(&store->codecs, codec);
-release_file:
-    files_release(&store->files, file);
+    bytes->raw_bytes = header.raw_bytes;
+    bytes->raw = allocate_raw(header.raw_bytes);
+    if (bytes->raw == NULL)
+        return STATUS_NO_MEMORY;
+    if (header.raw_bytes >= PIECEMEAL_FROM_BYTES && header.codec == CODEC_ZSTD &&
+        header.dictionary == 0)
+        return codec_begin(codec, &header, payload);
+    status = decompress(store, codec, &header, payload, evidence, bytes->raw);
+    bytes->loaded_bytes = header.raw_bytes;
     return status;
+}
+
+enum status store_load_block(void *context, uint64_t segment, uint64_t offset, uint32_t end,
+                             struct evidence *evidence, struct cached_bytes *bytes)
+{
+    struct store *store = context;
+    enum status status = STATUS_OK;
+
+    if (bytes->rest == NULL) {
+        bytes->rest = codec_borrow(&store->readers);
+        if (bytes->rest == NULL)
+            return STATUS_NO_MEMORY;
+        status = open_block(store, segment, offset, bytes->rest, evidence, bytes);
+    }
+    struct codec *codec = bytes->rest;
+    if (status == STATUS_OK && bytes->loaded_bytes < bytes->raw_bytes) {
+        *evidence = (struct evidence){.segment = segment, .offset = offset};
+        status = codec_continue(codec, bytes->raw, bytes->raw_bytes, end, &bytes->loaded_bytes);
+    }
+    if (status != STATUS_OK)
+        return status;
+    bytes->memory_bytes =
+        bytes->raw_bytes < HUGE_PAGE_BYTES ? bytes->raw_bytes : round_up(bytes->loaded_bytes);
+    if (bytes->loaded_bytes < bytes->raw_bytes) {
+        bytes->memory_bytes += codec_bytes(codec);
+    } else {
+        codec_return(&store->readers, codec);
+        bytes->rest = NULL;
+    }
+    return STATUS_OK;
+}
+
+void store_unload_block(void *context, struct cached_bytes *bytes)
+{
+    struct store *store = context;
+    if (bytes->rest)
+        codec_return(&store->readers, bytes->rest);
+    free(bytes->raw);
+}
+
+static bool is_same_block(const struct store_piece *one, const struct store_piece *other)
+{
+    return one->segment == other->segment && one->offset == other->offset;
+}
+
+/* How much of their block the pieces at the front, count of them at most, need. */
+static uint32_t end_needed(const struct store_piece *pieces, size_t count)
+{
+    uint64_t end = 1; /* of a piece of nothing the block must be there all the same */
+    for (size_t i = 0; i < count && is_same_block(&pieces[i], pieces); i++) {
+        uint64_t piece_end = (uint64_t)pieces[i].start + pieces[i].length;
+        end = piece_end > end ? piece_end : end;
+    }
+    return end > BLOCK_RAW_MAX ? BLOCK_RAW_MAX : (uint32_t)end;
 }
 
 enum status store_get(struct store *store, const struct store_piece *pieces, size_t count,
@@ -93,7 +161,7 @@ enum status store_get(struct store *store, const struct store_piece *pieces, siz
     for (size_t i = 0; i < count; i++) {
         const struct store_piece *piece = &pieces[i];
         /* Neighbouring pieces mostly come from one block: keep it between them. */
-        if (block && (piece->segment != piece[-1].segment || piece->offset != piece[-1].offset)) {
+        if (block && !is_same_block(piece, piece - 1)) {
             cache_release(&store->cache, block);
             block = NULL;
         }
@@ -104,15 +172,16 @@ enum status store_get(struct store *store, const struct store_piece *pieces, siz
         }
         if (block == NULL)
             status = cache_get(&store->cache, piece->segment, piece->offset,
-                               cached_only ? NULL : load_block, store, evidence, &block);
+                               end_needed(piece, count - i), cached_only, evidence, &block);
         if (status != STATUS_OK)
             return status;
-        if (piece->start > block->raw_bytes || piece->length > block->raw_bytes - piece->start) {
+        uint32_t raw_bytes = block->bytes.raw_bytes;
+        if (piece->start > raw_bytes || piece->length > raw_bytes - piece->start) {
             *evidence = (struct evidence){0, piece->segment, piece->offset};
             status = STATUS_OUTSIDE;
             break;
         }
-        memcpy(into, block->raw + piece->start, piece->length);
+        memcpy(into, block->bytes.raw + piece->start, piece->length);
         into += piece->length;
     }
     if (block)

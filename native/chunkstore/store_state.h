@@ -19,6 +19,7 @@ struct store {
     struct segment_files files;
     struct block_cache cache;
     struct codec_pool codecs;
+    struct codec_pool readers; /* codecs that only decompress: blocks in the cache may keep one */
     struct dictionaries dictionaries;
     struct pace pace;
 
@@ -47,6 +48,11 @@ static inline enum status failed(struct evidence *evidence, int error)
     evidence->error = error;
     return STATUS_ERRNO;
 }
+
+/* How the cache has blocks; its context is the store. */
+enum status store_load_block(void *context, uint64_t segment, uint64_t offset, uint32_t end,
+                             struct evidence *evidence, struct cached_bytes *bytes);
+void store_unload_block(void *context, struct cached_bytes *bytes);
 
 /* append_lock is held. The tail gets no more blocks. */
 void store_retire_tail(struct store *store);

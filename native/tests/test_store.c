@@ -366,6 +366,48 @@ static void the_cache_keeps_its_limit(void)
     check_remove(directory);
 }
 
+static void a_large_block_is_decompressed_as_far_as_it_is_read(void)
+{
+    enum { WHOLE = 6 << 20, PIECE = 3000 };
+    const char *directory = check_directory();
+    struct store_options options = {32 << 20, 32 << 20, false};
+    struct store *store;
+    struct store_place place;
+    struct store_stats stats;
+    uint8_t *bytes = malloc(WHOLE);
+    uint8_t got[PIECE];
+    CHECK(bytes != NULL);
+    check_fill_text(bytes, WHOLE, 1);
+    struct store_chunk chunk = {bytes, WHOLE};
+    CHECK(store_open(directory, &options, &evidence, &store) == STATUS_OK);
+    CHECK(store_pack(store, &chunk, 1, 3, &evidence, &place) == STATUS_OK);
+    const uint32_t starts[] = {5000, 0, 1 << 20, 3 << 20, 5000, WHOLE - PIECE, 4 << 20};
+    for (size_t round = 0; round < 2; round++) {
+        for (size_t i = 0; i < sizeof starts / sizeof starts[0]; i++) {
+            CHECK(get(store, place, starts[i], PIECE, got) == STATUS_OK);
+            CHECK(memcmp(got, bytes + starts[i], PIECE) == 0);
+            store_stats(store, &stats);
+            if (i < 3) /* 2 MiB, and what the rest is made of */
+                CHECK(stats.cache_bytes >= (2 << 20) + place.stored_bytes &&
+                      stats.cache_bytes < (3 << 20) + place.stored_bytes);
+        }
+        CHECK(stats.cache_bytes == WHOLE);
+        CHECK(stats.bytes_read == (round + 1) * place.stored_bytes);
+        CHECK(stats.cache_misses == (round + 1) * 4);
+        CHECK(get(store, place, WHOLE - 1, 2, got) == STATUS_OUTSIDE);
+        store_drop_cache(store);
+    }
+    CHECK(get(store, place, 0, 0, got) == STATUS_OK);
+    struct store_piece backwards[] = {{place.segment, place.offset, 2 << 20, 10},
+                                      {place.segment, place.offset, 10, 10}};
+    CHECK(store_get(store, backwards, 2, false, &evidence, got) == STATUS_OK);
+    CHECK(memcmp(got, bytes + (2 << 20), 10) == 0 && memcmp(got + 10, bytes + 10, 10) == 0);
+    CHECK(get(store, place, WHOLE, 1, got) == STATUS_OUTSIDE);
+    free(bytes);
+    store_close(store);
+    check_remove(directory);
+}
+
 static void more_segments_than_idle_files(void)
 {
     const char *directory = check_directory();
@@ -420,6 +462,7 @@ int main(void)
     RUN(a_removed_number_never_comes_back);
     RUN(one_writer_many_readers);
     RUN(the_cache_keeps_its_limit);
+    RUN(a_large_block_is_decompressed_as_far_as_it_is_read);
     RUN(more_segments_than_idle_files);
     return 0;
 }

@@ -191,8 +191,52 @@ static void readers_of_one_missing_block_load_it_once(void)
     check_remove(directory);
 }
 
+enum { LARGE = 2 << 20, LARGE_READS = 40 };
+
+static uint8_t large[LARGE];
+
+/* Each piece by piece from another beginning, so that all want more of the block all the time. */
+static void *read_large(void *argument)
+{
+    uint64_t state = (uintptr_t)argument;
+    uint8_t got[BLOCK];
+    struct evidence evidence;
+    pthread_barrier_wait(&start_line);
+    for (int i = 0; i < LARGE_READS; i++) {
+        uint32_t start = (uint32_t)(check_random(&state) % (LARGE - BLOCK));
+        struct store_piece piece = {shared_place.segment, shared_place.offset, start, BLOCK};
+        CHECK(store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK);
+        CHECK(memcmp(got, large + start, BLOCK) == 0);
+        if (check_random(&state) % 16 == 0)
+            store_drop_cache(store);
+    }
+    return NULL;
+}
+
+static void readers_go_on_where_another_stopped(void)
+{
+    const char *directory = check_directory();
+    struct store_options options = {4 << 20, 4 << 20, false};
+    struct evidence evidence;
+    struct store_chunk chunk = {large, LARGE};
+    pthread_t threads[READERS];
+
+    check_fill_text(large, LARGE, 1);
+    CHECK(store_open(directory, &options, &evidence, &store) == STATUS_OK);
+    CHECK(store_put(store, &chunk, 1, 3, 0, &evidence, &shared_place) == STATUS_OK);
+    pthread_barrier_init(&start_line, NULL, READERS);
+    for (uintptr_t i = 0; i < READERS; i++)
+        CHECK(pthread_create(&threads[i], NULL, read_large, (void *)(i + 1)) == 0);
+    for (int i = 0; i < READERS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    pthread_barrier_destroy(&start_line);
+    store_close(store);
+    check_remove(directory);
+}
+
 int main(void)
 {
+    RUN(readers_go_on_where_another_stopped);
     RUN(readers_of_one_missing_block_load_it_once);
     RUN(everything_at_once);
     return 0;
