@@ -80,7 +80,7 @@ class Store:
     compact_level: int = _key(19, 1, 22)
     """zstd level of a block that compaction writes."""
 
-    compact_block_bytes: int = _key(4 * MIB, 64 * KIB, 8 * MIB)
+    compact_block_bytes: int = _key(8 * MIB, 64 * KIB, 8 * MIB)
     """Raw bytes of chunks in a block that compaction writes."""
 
     background_cpu: float = _key(0.5, 0.0, 64.0)

@@ -46,6 +46,7 @@ from agentfs.model import SegmentUse, StoredChunk
 from agentfs.policy.compaction import (
     COLD_LOOK_S,
     REST_S,
+    SMALL_FILE_BYTES,
     WORTH_BYTES,
     garbage_bytes,
     is_due,
@@ -350,8 +351,8 @@ class Collector:
             for group in _rounds(victims):
                 self._staging.require_disk(sum(use.stored for use in group))
                 numbers = [use.number for use in group]
-                chunks = await self._in_order(numbers)
-                await self._rewriter.rewrite(numbers, chunks, self._packed, threads, moved)
+                chunks, small = await self._in_order(numbers)
+                await self._rewriter.rewrite(numbers, chunks, self._packed, threads, moved, small)
             await self._dictionaries.train(pace / _FULL_PACE)
         await self._dictionaries.collect()
         if victims:
@@ -398,25 +399,31 @@ class Collector:
             uses, sizes, garbage_share=self._garbage_share, segment_bytes=self._segment_bytes
         )
 
-    async def _in_order(self, numbers: Sequence[int]) -> list[StoredChunk]:
+    async def _in_order(self, numbers: Sequence[int]) -> tuple[list[StoredChunk], set[int]]:
         """The chunks of some segments in the order in which files of a directory hold them.
+
+        And the ids of those that small files hold.
 
         What is alike lies in one directory, under names that follow each other. Chunks that no
         name leads to come last.
         """
         waiting = {chunk.id: chunk for chunk in await self._chunks_in(numbers)}
         ordered: list[StoredChunk] = []
+        small: set[int] = set()
         after = (0, b"")
         while waiting:
             rows = self._contents.named_recipes(after, _NAMES)
             if not rows:
                 break
-            for _, _, recipe in rows:
+            for *_, size, recipe in rows:
                 chunks = Recipe(b"", 0, recipe or b"").chunks
-                ordered.extend(waiting.pop(chunk) for chunk in chunks if chunk in waiting)
+                taken = [waiting.pop(chunk) for chunk in chunks if chunk in waiting]
+                ordered += taken
+                if (size or 0) <= SMALL_FILE_BYTES:
+                    small.update(chunk.id for chunk in taken)
             after = rows[-1][:2]
             await trio.lowlevel.checkpoint()
-        return ordered + list(waiting.values())
+        return ordered + list(waiting.values()), small
 
     async def _chunks_in(self, numbers: Sequence[int]) -> list[StoredChunk]:
         chunks: list[StoredChunk] = []

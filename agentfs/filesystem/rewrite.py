@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ _SLICE = 256
 _GROUP_BYTES = 64 << 20
 """Raw bytes between two syncs: what a kill loses of the work."""
 
-_CACHE_BYTES = 32 << 20
+_CACHE_BYTES = 16 << 20
 """Old blocks kept decompressed: chunks of one new block come from many."""
 
 
@@ -72,6 +72,7 @@ class Rewriter:
         packing: Packing,
         threads: int,
         progress: Callable[[int], None],
+        small: Container[int] = (),
     ) -> None:
         """Move *chunks*, all that live in the segments *numbers*, in the order given.
 
@@ -79,6 +80,8 @@ class Rewriter:
         what it cannot now.
 
         :param progress: called with the raw bytes that were moved, now and then
+        :param small: ids of chunks that come first in their block, of which a reader decompresses
+            no more than it needs
         :raises Stopped: the store's pace says so
         :raises OSError: no room, or the disk failed
         """
@@ -88,7 +91,7 @@ class Rewriter:
         idle = be_idle if packing.is_packed else None
         pool = ThreadPoolExecutor(threads, thread_name_prefix="rewrite", initializer=idle)
         try:
-            for group in _groups(chunks, packing.block_bytes):
+            for group in _groups(chunks, packing.block_bytes, small):
                 moves, damage = await trio.to_thread.run_sync(
                     self._pack, source, pool, group, packing
                 )
@@ -176,13 +179,13 @@ def be_idle() -> None:
 
 
 def _groups(
-    chunks: Sequence[StoredChunk], block_bytes: int
+    chunks: Sequence[StoredChunk], block_bytes: int, small: Container[int]
 ) -> Iterator[list[Sequence[StoredChunk]]]:
     """Blocks' worth of chunks, in groups to sync together."""
     group: list[Sequence[StoredChunk]] = []
     group_bytes = 0
     for block in _blocks(chunks, block_bytes):
-        group.append(block)
+        group.append(sorted(block, key=lambda chunk: chunk.id not in small))
         group_bytes += sum(chunk.place.length for chunk in block)
         if group_bytes >= _GROUP_BYTES:
             yield group

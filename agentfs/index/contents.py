@@ -571,10 +571,13 @@ class Contents:
 
     def named_recipes(
         self, after: tuple[int, bytes], limit: int
-    ) -> list[tuple[int, bytes, bytes | None]]:
-        """(parent, name, recipe or None) of the next *limit* names, by directory and name."""
+    ) -> list[tuple[int, bytes, int | None, bytes | None]]:
+        """(parent, name, content's size or None, recipe or None) of the next *limit* names.
+
+        By directory and name.
+        """
         return self._execute(
-            "SELECT d.parent, d.name, recipe FROM"
+            "SELECT d.parent, d.name, content.size, recipe FROM"
             " (SELECT * FROM dentry WHERE (parent, name) > (?, ?) ORDER BY parent, name LIMIT ?) d"
             " JOIN inode ON inode.id = d.inode LEFT JOIN content ON content.id = inode.content"
             " ORDER BY d.parent, d.name",

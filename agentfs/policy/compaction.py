@@ -30,6 +30,10 @@ _WARM_SHARE = 0.25
 COLD_LOOK_S = 600.0
 """How often a store that does not rest is looked through for what has become cold."""
 
+SMALL_FILE_BYTES = 64 << 10
+"""Up to which a file lies at the beginning of its block, where it is cheap to read: of what agents
+keep a third of the bytes and nearly all files."""
+
 REST_S = 60.0
 """Without a change, after which background work begins."""
 

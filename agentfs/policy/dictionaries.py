@@ -33,7 +33,7 @@ _SAMPLES_MIN_BYTES = 128 << 10
 _SAVES = 0.1
 """Of what held-out samples take, at least."""
 
-_ROOM_SHARE = 0.01
+_ROOM_SHARE = 0.005
 """Of the bytes of segments may be dictionaries, both copies counted."""
 
 _ROOM_PER_BYTE = 0.85

@@ -89,19 +89,22 @@ static enum status append(struct store *store, const struct block_header *header
     return STATUS_OK;
 }
 
-/* One chunk is compressed where it is, several are gathered first. */
+/* Chunks that lie one behind the other are compressed where they are, others are gathered first. */
 static enum status gather(struct codec *codec, const struct store_chunk *chunks, size_t count,
                           const uint8_t **raw, size_t *raw_bytes)
 {
+    const uint8_t *first = chunks[0].bytes;
     size_t total = 0;
+    bool is_whole = true;
     for (size_t i = 0; i < count; i++) {
         if (chunks[i].size > BLOCK_RAW_MAX - total)
             return STATUS_TOO_LARGE;
+        is_whole = is_whole && (uintptr_t)chunks[i].bytes == (uintptr_t)first + total;
         total += chunks[i].size;
     }
     *raw_bytes = total;
-    if (count == 1) {
-        *raw = chunks[0].bytes;
+    if (is_whole) {
+        *raw = first;
         return STATUS_OK;
     }
     if (!buffer_reserve(&codec->raw, total))
