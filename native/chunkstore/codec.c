@@ -102,23 +102,26 @@ void codec_return(struct codec_pool *pool, struct codec *codec)
 }
 
 /*
- * What zstd looks matches up in. Level 19 wants 24 and 22 for 8 MiB, 80 MB of memory: half of that
- * makes blocks 0.12 % larger. Levels up to 15 ask for less by themselves.
+ * What zstd looks matches up in. Level 19 wants 24 and 22 for 8 MiB, 80 MB of memory. With less
+ * than half of that it forgets the first half of a block before the end, but for long matches,
+ * which it is told to keep a table of its own of, of half a megabyte: blocks are as small. Levels
+ * up to 15 ask for less by themselves.
  */
 enum {
     CHAIN_LOG_MAX = 23,
-    HASH_LOG_MAX = 21,
+    HASH_LOG_MAX = 20,
 };
 
 static void set_level(ZSTD_CCtx *compressor, int level, size_t raw_bytes)
 {
     ZSTD_compressionParameters wanted = ZSTD_getCParams(level, raw_bytes, 0);
-    int chain_log = wanted.chainLog > CHAIN_LOG_MAX ? CHAIN_LOG_MAX : 0; /* as the level says */
-    int hash_log = wanted.hashLog > HASH_LOG_MAX ? HASH_LOG_MAX : 0;
+    bool is_bound = wanted.chainLog > CHAIN_LOG_MAX;
+    int as_level_says = 0;
 
     ZSTD_CCtx_setParameter(compressor, ZSTD_c_compressionLevel, level);
-    ZSTD_CCtx_setParameter(compressor, ZSTD_c_chainLog, chain_log);
-    ZSTD_CCtx_setParameter(compressor, ZSTD_c_hashLog, hash_log);
+    ZSTD_CCtx_setParameter(compressor, ZSTD_c_chainLog, is_bound ? CHAIN_LOG_MAX : as_level_says);
+    ZSTD_CCtx_setParameter(compressor, ZSTD_c_hashLog, is_bound ? HASH_LOG_MAX : as_level_says);
+    ZSTD_CCtx_setParameter(compressor, ZSTD_c_enableLongDistanceMatching, is_bound);
 }
 
 /*

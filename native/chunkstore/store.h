@@ -3,10 +3,10 @@
  * format.
  *
  * Every function may be called from any thread at any time between store_open and store_close.
- * Lock order: sync_lock, append_lock, then the lock of files, cache, codecs or dictionaries (never
- * two of those). Compression, decompression and reading happen under none of them, fdatasync under
- * sync_lock only. The lock under which dictionaries are written is held with none of the others but
- * that of codecs.
+ * Lock order: sync_lock, append_lock, then the lock of files, cache, codecs, readers or
+ * dictionaries (never two of those). Compression, decompression and reading happen under none of
+ * them, fdatasync under sync_lock only. The lock under which dictionaries are written is held with
+ * none of the others but that of codecs.
  */
 #ifndef AGENTFS_STORE_H
 #define AGENTFS_STORE_H

@@ -48,6 +48,29 @@ struct reading {
     ZSTD_DDict *dictionary;
 };
 
+/* The same piece by piece, which must come to the same bytes. */
+static void decompress_piecemeal(struct codec *codec, const struct block_header *header,
+                                 const uint8_t *payload, const uint8_t *expected)
+{
+    enum { STEP = 5000 };
+    uint8_t *raw = malloc(header->raw_bytes);
+    uint32_t done = 0;
+    enum status status = STATUS_NO_MEMORY;
+    if (raw)
+        status = codec_begin(codec, header, payload);
+    for (uint32_t end = 1; status == STATUS_OK && done < header->raw_bytes; end += STEP) {
+        uint32_t before = done;
+        if (end > header->raw_bytes)
+            end = header->raw_bytes;
+        status = codec_continue(codec, raw, header->raw_bytes, end, &done);
+        if (status == STATUS_OK && (done < end || done < before || done > header->raw_bytes))
+            abort();
+    }
+    if (status == STATUS_OK && expected && memcmp(raw, expected, header->raw_bytes) != 0)
+        abort();
+    free(raw);
+}
+
 static enum status decompress(void *context, uint64_t offset, const struct block_header *header,
                               const uint8_t *payload)
 {
@@ -60,6 +83,8 @@ static enum status decompress(void *context, uint64_t offset, const struct block
     if (raw)
         status = codec_decompress(reading->codec, header,
                                   header->dictionary ? reading->dictionary : NULL, payload, raw);
+    if (header->codec == CODEC_ZSTD && header->dictionary == 0)
+        decompress_piecemeal(reading->codec, header, payload, status == STATUS_OK ? raw : NULL);
     if (status == STATUS_OK && header->dictionary == 0 &&
         dictionary_check(raw, header->raw_bytes) == STATUS_OK) {
         ZSTD_freeDDict(reading->dictionary);
