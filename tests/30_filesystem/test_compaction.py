@@ -99,6 +99,19 @@ async def test_neighbours_in_a_directory_lie_side_by_side(shell: Shell) -> None:
     assert order == list(dict.fromkeys(expected))
 
 
+async def test_small_files_lie_at_the_beginning_of_a_block(shell: Shell) -> None:
+    sizes = {"/a": 300 * KIB, "/b": 20 * KIB, "/c": 200 * KIB, "/d": 64 * KIB, "/e": 65 * KIB}
+    files = {path: transcript(number, size) for number, (path, size) in enumerate(sizes.items())}
+    for path, data in files.items():
+        await shell.write(path, data)
+        await shell.seal(path)
+    await shell.compact()
+    places = {path: place_of(shell, path) for path in files}
+    assert len({(place.segment, place.offset) for place in places.values()}) == 1
+    assert sorted(places, key=lambda path: places[path].start) == ["/b", "/d", "/a", "/c", "/e"]
+    await assert_intact(shell, files)
+
+
 async def test_compaction_removes_what_nothing_refers_to(shell: Shell) -> None:
     files = await fill(shell, 20)
     for path in list(files)[:10]:
