@@ -49,7 +49,7 @@ def other(number: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def small_stores_may_have_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Theirs would take more than a hundredth of 100 KB."""
+    """Theirs would take more than a two hundredth of 100 KB."""
     monkeypatch.setattr(policy, "_ROOM_SHARE", 1.0)
     monkeypatch.setattr(policy, "_SAMPLES_MIN_BYTES", 32 * KIB)
 
@@ -113,10 +113,10 @@ async def test_a_dictionary_that_saves_nothing_is_not_adopted(shell: Shell) -> N
     assert shell.volume.index.trained_contents > 0
 
 
-async def test_dictionaries_take_a_hundredth_of_the_store_at_most(
+async def test_dictionaries_take_a_two_hundredth_of_the_store_at_most(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy, "_ROOM_SHARE", 0.01)
+    monkeypatch.setattr(policy, "_ROOM_SHARE", 0.005)
     await fill(shell)
     await shell.compact()
     assert numbers(shell) == []
