@@ -25,6 +25,7 @@ from agentfs.chunks import CorruptBlock, Store
 from agentfs.filesystem.durability import Durability
 from agentfs.index import Index
 from agentfs.model import NewBlock, StoredChunk
+from agentfs.policy.compaction import most_block_bytes
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,8 @@ def _groups(
 def _blocks(chunks: Sequence[StoredChunk], block_bytes: int) -> Iterator[Sequence[StoredChunk]]:
     first = size = 0
     for number, chunk in enumerate(chunks):
-        is_full = size + chunk.place.length > block_bytes
+        most = most_block_bytes(block_bytes, chunk.place.length)
+        is_full = size + chunk.place.length > most
         if size and (is_full or chunk.domain != chunks[first].domain):
             yield chunks[first:number]
             first, size = number, 0

@@ -112,6 +112,13 @@ async def test_small_files_lie_at_the_beginning_of_a_block(shell: Shell) -> None
     await assert_intact(shell, files)
 
 
+def test_blocks_of_large_files_are_smaller() -> None:
+    small, large = 16 * KIB, 16 * KIB + 1
+    assert compaction.most_block_bytes(8 * MIB, small) == 8 * MIB
+    assert compaction.most_block_bytes(8 * MIB, large) == 4 * MIB
+    assert compaction.most_block_bytes(MIB, large) == MIB
+
+
 async def test_compaction_removes_what_nothing_refers_to(shell: Shell) -> None:
     files = await fill(shell, 20)
     for path in list(files)[:10]:
