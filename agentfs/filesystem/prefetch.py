@@ -1,4 +1,4 @@
-"""Prefetch: when an agent is taken up, what it will want is brought before it asks.
+"""Prefetch: when an agent begins to work, what it will want is brought before it asks.
 
 `note` is called when a program uses a file and only puts it into a queue. A task looks at
 the queue, learns (`policy.prefetch`), and brings what is likely: in relay mode resident
@@ -68,8 +68,8 @@ class Prefetcher:
         self._room_bytes = room_bytes
         self._unit_bytes = unit_bytes
         self._habits = Habits()
-        self._uses: deque[tuple[int, int, float]] = deque(maxlen=_QUEUED)
-        """(inode, directory, time) of what programs have begun to use."""
+        self._uses: deque[tuple[int, int, float, bool]] = deque(maxlen=_QUEUED)
+        """(inode, directory, time, whether it is to learn) of what programs have begun to use."""
         self._is_wanted = trio.Event()
         self._expected: dict[int, float] = {}
         """When inodes were brought that nobody has used since; the oldest come first."""
@@ -91,10 +91,14 @@ class Prefetcher:
         }
 
     def note(self, file: LiveFile) -> None:
-        """A program begins to use a file. 0.5 us."""
+        """A program begins to use a file. 0.5 us.
+
+        What was written just now is there: to read it again, as a result of a tool, is no habit.
+        """
         inode = file.inode
         if inode.parent is not None:
-            self._uses.append((inode.id, inode.parent, self.clock()))
+            is_to_learn = file.staged is None and inode.content is not None
+            self._uses.append((inode.id, inode.parent, self.clock(), is_to_learn))
             self._is_wanted.set()
 
     async def run(self) -> None:
@@ -110,29 +114,31 @@ class Prefetcher:
     async def work(self) -> None:
         """Look at what was used, and bring what that makes likely."""
         self._is_wanted = trio.Event()
-        taken_up, turns = [], Turns()
+        at_work, turns = [], Turns()
         while self._uses:
             agent = self._learn(*self._uses.popleft())
             if agent is not None:
-                taken_up.append(agent)
+                at_work.append(agent)
             await turns.give()
         self._count_wasted()
-        for agent in taken_up:
+        for agent in at_work:
             await self._bring_all(agent)
 
-    def _learn(self, inode: int, directory: int, now_s: float) -> bytes | None:
-        """Note a use; the agent, if it is taken up by it."""
+    def _learn(
+        self, inode: int, directory: int, now_s: float, is_to_learn: bool
+    ) -> bytes | None:
+        """Note a use; the agent, if it is by now known to be at work."""
         if self._expected.pop(inode, None) is not None:
             self.used += 1
         agent = self._placement.note_use(directory)
         if agent is None:
             return None
-        is_taken_up = self._habits.use(agent, now_s)
-        if self._habits.is_to_learn(agent, inode, now_s):
+        self._habits.use(agent, now_s)
+        if is_to_learn and self._habits.is_to_learn(agent, inode, now_s):
             name = self._namespace.name_in(directory, inode)
             if name is not None:
                 self._habits.learn(agent, inode, (directory, name))
-        return agent if is_taken_up else None
+        return agent if self._habits.is_to_serve(agent) else None
 
     def _count_wasted(self) -> None:
         until_s = self.clock() - _WANTED_WITHIN_S

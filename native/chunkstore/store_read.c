@@ -83,40 +83,88 @@ release_file:
     return status;
 }
 
+/* A piece and where it goes. */
+struct destined {
+    const struct store_piece *piece;
+    uint8_t *into;
+};
+
+static int by_block(const void *left, const void *right)
+{
+    const struct destined *a = left;
+    const struct destined *b = right;
+
+    if (a->piece->segment != b->piece->segment)
+        return a->piece->segment < b->piece->segment ? -1 : 1;
+    if (a->piece->offset != b->piece->offset)
+        return a->piece->offset < b->piece->offset ? -1 : 1;
+    return (a->piece > b->piece) - (a->piece < b->piece);
+}
+
+static bool are_of_one_block(const struct store_piece *a, const struct store_piece *b)
+{
+    return a->segment == b->segment && a->offset == b->offset;
+}
+
+/* All pieces of one block, or zeros. */
+static enum status get_group(struct store *store, const struct destined *group, size_t count,
+                             bool cached_only, struct evidence *evidence)
+{
+    const struct store_piece *first = group[0].piece;
+    struct cached_block *block;
+    enum status status;
+
+    if (first->segment == 0) {
+        for (size_t i = 0; i < count; i++)
+            memset(group[i].into, 0, group[i].piece->length);
+        return STATUS_OK;
+    }
+    status = cache_get(&store->cache, first->segment, first->offset,
+                       cached_only ? NULL : load_block, store, evidence, &block);
+    if (status != STATUS_OK)
+        return status;
+    for (size_t i = 0; i < count && status == STATUS_OK; i++) {
+        const struct store_piece *piece = group[i].piece;
+        if (piece->start > block->raw_bytes || piece->length > block->raw_bytes - piece->start) {
+            *evidence = (struct evidence){0, piece->segment, piece->offset};
+            status = STATUS_OUTSIDE;
+        } else {
+            memcpy(group[i].into, block->raw + piece->start, piece->length);
+        }
+    }
+    cache_release(&store->cache, block);
+    return status;
+}
+
+/*
+ * Block by block: a file that has grown turn by turn, or shares chunks with others, has those of a
+ * block in many places, and the cache may be too small for all its blocks. In the order of the
+ * pieces the 29 blocks of such a conversation of 2 MiB were decompressed 47 times.
+ */
 enum status store_get(struct store *store, const struct store_piece *pieces, size_t count,
                       bool cached_only, struct evidence *evidence, uint8_t *into)
 {
     enum status status = STATUS_OK;
-    struct cached_block *block = NULL;
+    size_t end;
 
     *evidence = (struct evidence){0};
+    if (count == 0)
+        return STATUS_OK;
+    struct destined *order = calloc(count, sizeof *order);
+    if (order == NULL)
+        return STATUS_NO_MEMORY;
     for (size_t i = 0; i < count; i++) {
-        const struct store_piece *piece = &pieces[i];
-        /* Neighbouring pieces mostly come from one block: keep it between them. */
-        if (block && (piece->segment != piece[-1].segment || piece->offset != piece[-1].offset)) {
-            cache_release(&store->cache, block);
-            block = NULL;
-        }
-        if (piece->segment == 0) {
-            memset(into, 0, piece->length);
-            into += piece->length;
-            continue;
-        }
-        if (block == NULL)
-            status = cache_get(&store->cache, piece->segment, piece->offset,
-                               cached_only ? NULL : load_block, store, evidence, &block);
-        if (status != STATUS_OK)
-            return status;
-        if (piece->start > block->raw_bytes || piece->length > block->raw_bytes - piece->start) {
-            *evidence = (struct evidence){0, piece->segment, piece->offset};
-            status = STATUS_OUTSIDE;
-            break;
-        }
-        memcpy(into, block->raw + piece->start, piece->length);
-        into += piece->length;
+        order[i] = (struct destined){&pieces[i], into};
+        into += pieces[i].length;
     }
-    if (block)
-        cache_release(&store->cache, block);
+    qsort(order, count, sizeof *order, by_block);
+    for (size_t start = 0; start < count && status == STATUS_OK; start = end) {
+        for (end = start + 1; end < count; end++)
+            if (!are_of_one_block(order[start].piece, order[end].piece))
+                break;
+        status = get_group(store, order + start, end - start, cached_only, evidence);
+    }
+    free(order);
     return status;
 }
 

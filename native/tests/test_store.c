@@ -129,6 +129,33 @@ static void pieces_are_joined_and_bounded(void)
     check_remove(directory);
 }
 
+static void each_block_is_read_once_wherever_its_pieces_go(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory, 1 << 20);
+    struct store_place place[] = {put(store, 1, 3), put(store, 2, 3)};
+    static uint8_t whole[2][BLOCK];
+    struct store_piece pieces[21];
+    uint8_t got[21 * 10];
+    struct store_stats stats;
+
+    store_limit_cache(store, 0);
+    for (unsigned which = 0; which < 2; which++)
+        check_fill_text(whole[which], BLOCK, which + 1);
+    for (uint32_t i = 0; i < 21; i++)
+        pieces[i] = (struct store_piece){place[i % 2].segment, place[i % 2].offset, i * 1000, 10};
+    pieces[7] = (struct store_piece){0, 0, 0, 10};
+    CHECK(store_get(store, pieces, 21, false, &evidence, got) == STATUS_OK);
+    for (size_t i = 0; i < 21; i++)
+        if (i != 7)
+            CHECK(memcmp(got + i * 10, whole[i % 2] + i * 1000, 10) == 0);
+    CHECK(memcmp(got + 70, (uint8_t[10]){0}, 10) == 0);
+    store_stats(store, &stats);
+    CHECK(stats.cache_misses == 2);
+    store_close(store);
+    check_remove(directory);
+}
+
 static void what_does_not_shrink_is_stored_raw(void)
 {
     const char *directory = check_directory();
@@ -409,6 +436,7 @@ int main(void)
     RUN(names_of_segments);
     RUN(what_was_put_is_read_back_after_reopening);
     RUN(pieces_are_joined_and_bounded);
+    RUN(each_block_is_read_once_wherever_its_pieces_go);
     RUN(what_does_not_shrink_is_stored_raw);
     RUN(what_no_level_shrinks_is_probed_and_left);
     RUN(what_holds_some_text_is_not_left);
