@@ -27,7 +27,8 @@ from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.turns import Turns
-from agentfs.model import Inode
+from agentfs.model import Inode, Kind
+from agentfs.policy.placement import FOR_EVERY_TURN
 from agentfs.policy.prefetch import PAUSE_S, Habits, Place
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Prefetcher:
         self._unit_bytes = unit_bytes
         self._habits = Habits()
         self._uses: deque[tuple[int, int, float, bool]] = deque(maxlen=_QUEUED)
-        """(inode, directory, time, whether it is to learn) of what programs have begun to use."""
+        """(inode, directory, time, whether it was sealed) of what programs have begun to use."""
         self._is_wanted = trio.Event()
         self._expected: dict[int, float] = {}
         """When inodes were brought that nobody has used since; the oldest come first."""
@@ -91,14 +92,11 @@ class Prefetcher:
         }
 
     def note(self, file: LiveFile) -> None:
-        """A program begins to use a file. 0.5 us.
-
-        What was written just now is there: to read it again, as a result of a tool, is no habit.
-        """
+        """A program begins to use a file. 0.5 us."""
         inode = file.inode
         if inode.parent is not None:
-            is_to_learn = file.staged is None and inode.content is not None
-            self._uses.append((inode.id, inode.parent, self.clock(), is_to_learn))
+            is_sealed = file.staged is None and inode.content is not None
+            self._uses.append((inode.id, inode.parent, self.clock(), is_sealed))
             self._is_wanted.set()
 
     async def run(self) -> None:
@@ -124,20 +122,25 @@ class Prefetcher:
         for agent in at_work:
             await self._bring_all(agent)
 
-    def _learn(
-        self, inode: int, directory: int, now_s: float, is_to_learn: bool
-    ) -> bytes | None:
-        """Note a use; the agent, if it is by now known to be at work."""
+    def _learn(self, inode: int, directory: int, now_s: float, is_sealed: bool) -> bytes | None:
+        """Note a use; the agent, if it is by now known to be at work.
+
+        What was written just now is there, and mostly read once, as results of tools are: no
+        habit. But a conversation will be gone on with.
+        """
         if self._expected.pop(inode, None) is not None:
             self.used += 1
         agent = self._placement.note_use(directory)
         if agent is None:
             return None
         self._habits.use(agent, now_s)
-        if is_to_learn and self._habits.is_to_learn(agent, inode, now_s):
+        if self._habits.is_to_learn(agent, inode, now_s):
             name = self._namespace.name_in(directory, inode)
             if name is not None:
-                self._habits.learn(agent, inode, (directory, name))
+                kind = self._placement.kind(directory, inode, name)
+                if is_sealed or kind is Kind.CONVERSATION:
+                    is_for_turns = kind in FOR_EVERY_TURN
+                    self._habits.learn(agent, inode, (directory, name), is_for_turns=is_for_turns)
         return agent if self._habits.is_to_serve(agent) else None
 
     def _count_wasted(self) -> None:

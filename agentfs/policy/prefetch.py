@@ -7,9 +7,9 @@ last one weighing a quarter: so what is used once, as most results of tools are,
 
 Who reads one file of every agent, as a search or a backup does, takes them all up and wants
 nothing else of them. So an agent is *at work* when it has begun with the file it mostly begins
-with, or has used a second one of its habits; only then the others are brought, and a time of one
-file with which it does not begin is no time to learn from. In `bench.day`, where all
-conversations are read twice, nine in ten of the files brought in vain were those of such readers.
+with, or has used two that are habits, or read before every turn; only then the others are brought,
+and a time of one file with which it does not begin makes it forget nothing. In `bench.day`, where
+all conversations are read twice, half of the files brought in vain were for such readers.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ AGENTS_MAX = 1024
 FILES_MAX = 32
 """Of an agent. A habit takes 200 bytes: 8 MB in all, of agents that use as many files."""
 
+_SIGNS = 2
+"""That an agent is at work; one may be chance."""
+
 _FADED = LIKELY / 4
 """Below which a habit is dropped."""
 
@@ -47,6 +50,7 @@ class _Habits:
         "is_served",
         "likelihoods",
         "new",
+        "signs",
         "taken_up_at",
         "times",
         "used_at",
@@ -62,29 +66,33 @@ class _Habits:
         """It has been found at work since it was taken up."""
         self.new: dict[int, Place] = {}
         """By inode, what it has used since it was taken up, in that order."""
+        self.signs = 0
+        """Of these, how many are habits, or read before every turn."""
         self.taken_up_at = 0.0
         self.used_at = -PAUSE_S
 
     def learn(self) -> None:
         """Let the last time count."""
         places = list(dict.fromkeys(self.new.values()))
-        self.new = {}
-        if not places or (len(places) == 1 and not self.begins_with(places[0])):
+        self.new, self.signs, self.is_served = {}, 0, False
+        is_chance = len(places) == 1 and not self.begins_with(places[0])
+        if not places or (is_chance and self.likelihoods):
             return
         self.times += 1
         share = max(1 / self.times, _WEIGHT)
-        self.beginnings = _learned(self.beginnings, places[:1], share)
         self.likelihoods = _learned(self.likelihoods, places, share)
+        self.beginnings = _learned(self.beginnings, [] if is_chance else places[:1], share)
 
     def begins_with(self, place: Place) -> bool:
         """Whether it mostly does."""
         return self.beginnings.get(place, 0.0) >= LIKELY
 
-    def is_at_work(self) -> bool:
-        """Whether what it uses now is how it begins, or more than one file would be by chance."""
-        used = list(self.new.values())
-        habits = [place for place in used if self.likelihoods.get(place, 0.0) >= LIKELY]
-        return bool(used) and (self.begins_with(used[0]) or len(habits) > 1)
+    def note(self, inode: int, place: Place, *, is_for_turns: bool) -> None:
+        """It has used a file since it was taken up, for the first time."""
+        if not self.new and self.begins_with(place):
+            self.signs = _SIGNS
+        self.signs += is_for_turns or self.likelihoods.get(place, 0.0) >= LIKELY
+        self.new[inode] = place
 
 
 def _learned(old: dict[Place, float], places: list[Place], share: float) -> dict[Place, float]:
@@ -113,7 +121,6 @@ class Habits:
             del self._agents[next(iter(self._agents))]
         habits.learn()
         habits.used_at = habits.taken_up_at = now_s
-        habits.is_served = False
         return True
 
     def is_to_learn(self, agent: bytes, inode: int, now_s: float) -> bool:
@@ -122,14 +129,17 @@ class Habits:
         is_early = now_s - habits.taken_up_at < WINDOW_S
         return is_early and inode not in habits.new and len(habits.new) < FILES_MAX
 
-    def learn(self, agent: bytes, inode: int, place: Place) -> None:
-        """Note what it uses, and where that lies."""
-        self._agents[agent].new[inode] = place
+    def learn(self, agent: bytes, inode: int, place: Place, *, is_for_turns: bool = False) -> None:
+        """Note what it uses, and where that lies.
+
+        :param is_for_turns: agents read it before every turn, as prompts and tools
+        """
+        self._agents[agent].note(inode, place, is_for_turns=is_for_turns)
 
     def is_to_serve(self, agent: bytes) -> bool:
         """Whether it is at work, and was not before; True once each time that it is taken up."""
         habits = self._agents[agent]
-        if habits.is_served or not habits.is_at_work():
+        if habits.is_served or habits.signs < _SIGNS:
             return False
         habits.is_served = True
         return True
