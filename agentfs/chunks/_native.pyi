@@ -48,7 +48,12 @@ class Store:
     def set_pace(self, permille: int, /) -> None: ...
     @overload
     def get(
-        self, pieces: Sequence[tuple[int, int, int, int]], /, *, cached_only: Literal[False] = ...
+        self,
+        pieces: Sequence[tuple[int, int, int, int]],
+        /,
+        *,
+        cached_only: Literal[False] = ...,
+        whole_file: bool = ...,
     ) -> bytes: ...
     @overload
     def get(

@@ -49,6 +49,9 @@ enum status cache_get(struct block_cache *cache, uint64_t segment, uint64_t offs
                       cache_load *load, void *context, struct evidence *evidence,
                       struct cached_block **block);
 
+/* Somebody reads a block without keeping it here. */
+void cache_passed_by(struct block_cache *cache);
+
 void cache_release(struct block_cache *cache, struct cached_block *block);
 
 /* What is above the limit goes at once, but for blocks in use, which go when they are released. */

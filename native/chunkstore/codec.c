@@ -2,6 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+/* For ZSTD_d_stableOutBuffer: without it zstd decompresses a stream into memory of its own first.
+ */
+#define ZSTD_STATIC_LINKING_ONLY
 #include <zstd.h>
 #include <zstd_errors.h>
 
@@ -38,6 +41,9 @@ enum {
 
 /* What zstd compresses at once anyway: the frame is as small as one made in a single call. */
 enum { PACED_STEP_BYTES = 128 << 10 };
+
+/* Of any frame zstd asks for so much at first; then it says how much it takes next. */
+enum { FRAME_START_BYTES = 5 };
 
 void codec_pool_init(struct codec_pool *pool)
 {
@@ -204,16 +210,50 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
     return STATUS_OK;
 }
 
+/* Whether the payload is one frame of what header says. */
+static bool is_frame(const struct block_header *header, const uint8_t *payload)
+{
+    return ZSTD_getFrameContentSize(payload, header->stored_bytes) == header->raw_bytes &&
+           ZSTD_findFrameCompressedSize(payload, header->stored_bytes) == header->stored_bytes &&
+           ZSTD_getDictID_fromFrame(payload, header->stored_bytes) == 0;
+}
+
+static enum status all_or(size_t got, size_t expected)
+{
+    if (ZSTD_isError(got) && ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
+        return STATUS_NO_MEMORY;
+    return got == expected ? STATUS_OK : STATUS_CORRUPT_PAYLOAD;
+}
+
+/* Piece by piece of what zstd compressed at once, 128 KiB at most, until there is enough. */
+static enum status decompress_start(ZSTD_DCtx *context, const struct block_header *header,
+                                    decoder *dictionary, const uint8_t *payload, uint8_t *raw,
+                                    size_t wanted)
+{
+    ZSTD_outBuffer out = {raw, header->raw_bytes, 0};
+    ZSTD_inBuffer in = {payload, 0, 0};
+    size_t next = FRAME_START_BYTES;
+
+    ZSTD_DCtx_refDDict(context, dictionary);
+    while (out.pos < wanted && in.pos < header->stored_bytes && !ZSTD_isError(next)) {
+        size_t left = header->stored_bytes - in.pos;
+        in.size = in.pos + (next < left ? next : left);
+        next = ZSTD_decompressStream(context, &out, &in);
+    }
+    ZSTD_DCtx_reset(context, ZSTD_reset_session_only);
+    ZSTD_DCtx_refDDict(context, NULL); /* it is the caller's to free */
+    return out.pos >= wanted ? STATUS_OK : all_or(next, header->raw_bytes);
+}
+
 enum status codec_decompress(struct codec *codec, const struct block_header *header,
-                             decoder *dictionary, const uint8_t *payload, uint8_t *raw)
+                             decoder *dictionary, const uint8_t *payload, uint8_t *raw,
+                             size_t wanted)
 {
     if (header->codec == CODEC_RAW) {
-        memcpy(raw, payload, header->raw_bytes);
+        memcpy(raw, payload, wanted);
         return STATUS_OK;
     }
-    if (ZSTD_getFrameContentSize(payload, header->stored_bytes) != header->raw_bytes ||
-        ZSTD_findFrameCompressedSize(payload, header->stored_bytes) != header->stored_bytes ||
-        ZSTD_getDictID_fromFrame(payload, header->stored_bytes) != 0)
+    if (!is_frame(header, payload))
         return STATUS_CORRUPT_PAYLOAD;
     if (header->dictionary && dictionary == NULL)
         return STATUS_NO_DICTIONARY;
@@ -221,10 +261,10 @@ enum status codec_decompress(struct codec *codec, const struct block_header *hea
         codec->decompressor = ZSTD_createDCtx();
     if (codec->decompressor == NULL)
         return STATUS_NO_MEMORY;
-
-    size_t got = ZSTD_decompress_usingDDict(codec->decompressor, raw, header->raw_bytes, payload,
-                                            header->stored_bytes, dictionary);
-    if (ZSTD_isError(got) && ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
-        return STATUS_NO_MEMORY;
-    return got == header->raw_bytes ? STATUS_OK : STATUS_CORRUPT_PAYLOAD;
+    if (wanted < header->raw_bytes &&
+        !ZSTD_isError(ZSTD_DCtx_setParameter(codec->decompressor, ZSTD_d_stableOutBuffer, 1)))
+        return decompress_start(codec->decompressor, header, dictionary, payload, raw, wanted);
+    return all_or(ZSTD_decompress_usingDDict(codec->decompressor, raw, header->raw_bytes, payload,
+                                             header->stored_bytes, dictionary),
+                  header->raw_bytes);
 }

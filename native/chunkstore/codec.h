@@ -44,8 +44,12 @@ enum status codec_compress(struct codec *codec, const uint8_t *raw, size_t raw_b
                            encoder *dictionary, const struct pace *pace,
                            struct block_header *header, const uint8_t **payload);
 
-/* raw has room for header->raw_bytes. The payload's CRC has been checked. */
+/*
+ * The first wanted bytes, or some more; header->raw_bytes for all, for which raw has room in any
+ * case. The payload's CRC has been checked.
+ */
 enum status codec_decompress(struct codec *codec, const struct block_header *header,
-                             decoder *dictionary, const uint8_t *payload, uint8_t *raw);
+                             decoder *dictionary, const uint8_t *payload, uint8_t *raw,
+                             size_t wanted);
 
 #endif

@@ -99,7 +99,7 @@ static enum status read_open(const struct segment_view *view, struct codec *code
     copy->raw_bytes = header.raw_bytes;
     if (copy->raw == NULL)
         return STATUS_NO_MEMORY;
-    status = codec_decompress(codec, &header, NULL, payload, copy->raw);
+    status = codec_decompress(codec, &header, NULL, payload, copy->raw, header.raw_bytes);
     return status ? status : dictionary_check(copy->raw, copy->raw_bytes);
 }
 

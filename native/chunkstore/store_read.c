@@ -6,6 +6,14 @@
 
 #include "io.h"
 
+/*
+ * Of a block that a whole file is read from: such pieces are of what the file shares with others,
+ * a result or a turn, and its neighbours are none of the file's. 20 of the 27 blocks of a
+ * conversation of 1.5 MB give that little. Decompressed as far as wanted they take 60 % of the
+ * time.
+ */
+enum { LITTLE_BYTES = 64 << 10 };
+
 /* Fills view for the segment; a reader never looks behind the last whole block of the tail. */
 static enum status view_segment(struct store *store, const struct segment_file *file,
                                 struct evidence *evidence, struct segment_view *view)
@@ -22,25 +30,25 @@ static enum status view_segment(struct store *store, const struct segment_file *
 /* With the dictionary that the header names, if it names one. */
 static enum status decompress(struct store *store, struct codec *codec,
                               const struct block_header *header, const uint8_t *payload,
-                              struct evidence *evidence, uint8_t *raw)
+                              struct evidence *evidence, uint8_t *raw, size_t wanted)
 {
     struct digested *digested;
 
     if (header->dictionary == 0)
-        return codec_decompress(codec, header, NULL, payload, raw);
+        return codec_decompress(codec, header, NULL, payload, raw, wanted);
     enum status status =
         dictionaries_to_read(&store->dictionaries, header->dictionary, evidence, &digested);
     if (status != STATUS_OK)
         return status;
-    status = codec_decompress(codec, header, digested->decoder, payload, raw);
+    status = codec_decompress(codec, header, digested->decoder, payload, raw, wanted);
     dictionaries_release(&store->dictionaries, digested);
     return status;
 }
 
-static enum status load_block(void *context, uint64_t segment, uint64_t offset,
+/* Of a block all, or the first wanted bytes if it has as many; raw_bytes is what it has. */
+static enum status load_start(struct store *store, uint64_t segment, uint64_t offset, size_t wanted,
                               struct evidence *evidence, uint8_t **raw, uint32_t *raw_bytes)
 {
-    struct store *store = context;
     struct segment_file *file;
     struct segment_view view;
     struct block_header header;
@@ -66,7 +74,8 @@ static enum status load_block(void *context, uint64_t segment, uint64_t offset,
         status = STATUS_NO_MEMORY;
         goto return_codec;
     }
-    status = decompress(store, codec, &header, payload, evidence, bytes);
+    status = decompress(store, codec, &header, payload, evidence, bytes,
+                        wanted < header.raw_bytes ? wanted : header.raw_bytes);
     if (status != STATUS_OK) {
         free(bytes);
         goto return_codec;
@@ -81,6 +90,12 @@ return_codec:
 release_file:
     files_release(&store->files, file);
     return status;
+}
+
+static enum status load_block(void *context, uint64_t segment, uint64_t offset,
+                              struct evidence *evidence, uint8_t **raw, uint32_t *raw_bytes)
+{
+    return load_start(context, segment, offset, SIZE_MAX, evidence, raw, raw_bytes);
 }
 
 /* A piece and where it goes. */
@@ -106,32 +121,67 @@ static bool are_of_one_block(const struct store_piece *a, const struct store_pie
     return a->segment == b->segment && a->offset == b->offset;
 }
 
+/* raw_bytes is what the block has. */
+static enum status copy_pieces(const struct destined *group, size_t count, const uint8_t *raw,
+                               uint32_t raw_bytes, struct evidence *evidence)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct store_piece *piece = group[i].piece;
+        if (piece->start > raw_bytes || piece->length > raw_bytes - piece->start) {
+            *evidence = (struct evidence){0, piece->segment, piece->offset};
+            return STATUS_OUTSIDE;
+        }
+        memcpy(group[i].into, raw + piece->start, piece->length);
+    }
+    return STATUS_OK;
+}
+
+/* Of a block of which little is wanted, and nothing else soon: it is read as far as that goes. */
+static enum status copy_from_start(struct store *store, const struct destined *group, size_t count,
+                                   size_t wanted, struct evidence *evidence)
+{
+    const struct store_piece *first = group[0].piece;
+    uint8_t *raw;
+    uint32_t raw_bytes;
+
+    cache_passed_by(&store->cache);
+    enum status status =
+        load_start(store, first->segment, first->offset, wanted, evidence, &raw, &raw_bytes);
+    if (status != STATUS_OK)
+        return status;
+    status = copy_pieces(group, count, raw, raw_bytes, evidence);
+    free(raw);
+    return status;
+}
+
 /* All pieces of one block, or zeros. */
 static enum status get_group(struct store *store, const struct destined *group, size_t count,
-                             bool cached_only, struct evidence *evidence)
+                             enum store_reading reading, struct evidence *evidence)
 {
     const struct store_piece *first = group[0].piece;
     struct cached_block *block;
-    enum status status;
+    size_t taken = 0;
+    size_t wanted = 0;
 
+    for (size_t i = 0; i < count; i++) {
+        size_t end = (size_t)group[i].piece->start + group[i].piece->length;
+        taken += group[i].piece->length;
+        wanted = end > wanted ? end : wanted;
+    }
     if (first->segment == 0) {
         for (size_t i = 0; i < count; i++)
             memset(group[i].into, 0, group[i].piece->length);
         return STATUS_OK;
     }
-    status = cache_get(&store->cache, first->segment, first->offset,
-                       cached_only ? NULL : load_block, store, evidence, &block);
+    bool is_little = reading == STORE_READ_WHOLE_FILE && taken < LITTLE_BYTES;
+    enum status status = cache_get(&store->cache, first->segment, first->offset,
+                                   is_little || reading == STORE_READ_CACHED ? NULL : load_block,
+                                   store, evidence, &block);
+    if (status == STATUS_NOT_CACHED && is_little)
+        return copy_from_start(store, group, count, wanted, evidence);
     if (status != STATUS_OK)
         return status;
-    for (size_t i = 0; i < count && status == STATUS_OK; i++) {
-        const struct store_piece *piece = group[i].piece;
-        if (piece->start > block->raw_bytes || piece->length > block->raw_bytes - piece->start) {
-            *evidence = (struct evidence){0, piece->segment, piece->offset};
-            status = STATUS_OUTSIDE;
-        } else {
-            memcpy(group[i].into, block->raw + piece->start, piece->length);
-        }
-    }
+    status = copy_pieces(group, count, block->raw, block->raw_bytes, evidence);
     cache_release(&store->cache, block);
     return status;
 }
@@ -142,7 +192,7 @@ static enum status get_group(struct store *store, const struct destined *group, 
  * pieces the 29 blocks of such a conversation of 2 MiB were decompressed 47 times.
  */
 enum status store_get(struct store *store, const struct store_piece *pieces, size_t count,
-                      bool cached_only, struct evidence *evidence, uint8_t *into)
+                      enum store_reading reading, struct evidence *evidence, uint8_t *into)
 {
     enum status status = STATUS_OK;
     size_t end;
@@ -162,7 +212,7 @@ enum status store_get(struct store *store, const struct store_piece *pieces, siz
         for (end = start + 1; end < count; end++)
             if (!are_of_one_block(order[start].piece, order[end].piece))
                 break;
-        status = get_group(store, order + start, end - start, cached_only, evidence);
+        status = get_group(store, order + start, end - start, reading, evidence);
     }
     free(order);
     return status;
@@ -201,7 +251,7 @@ static enum status verify_block(void *context, uint64_t offset, const struct blo
     if (!buffer_reserve(&codec->raw, header->raw_bytes))
         return STATUS_NO_MEMORY;
     enum status status = decompress(verification->store, codec, header, payload,
-                                    verification->evidence, codec->raw.bytes);
+                                    verification->evidence, codec->raw.bytes, header->raw_bytes);
     if (status == STATUS_OK)
         verification->blocks++;
     return status;

@@ -57,9 +57,15 @@ static enum status decompress(void *context, uint64_t offset, const struct block
         abort();
     uint8_t *raw = malloc(header->raw_bytes); /* of the exact size, so that one byte more is seen */
     enum status status = STATUS_NO_MEMORY;
-    if (raw)
-        status = codec_decompress(reading->codec, header,
-                                  header->dictionary ? reading->dictionary : NULL, payload, raw);
+    const struct ZSTD_DDict_s *dictionary = header->dictionary ? reading->dictionary : NULL;
+    if (raw) {
+        enum status half = codec_decompress(reading->codec, header, dictionary, payload, raw,
+                                            header->raw_bytes / 2);
+        status =
+            codec_decompress(reading->codec, header, dictionary, payload, raw, header->raw_bytes);
+        if (status == STATUS_OK && half != STATUS_OK)
+            abort(); /* what has an end has a start */
+    }
     if (status == STATUS_OK && header->dictionary == 0 &&
         dictionary_check(raw, header->raw_bytes) == STATUS_OK) {
         ZSTD_freeDDict(reading->dictionary);

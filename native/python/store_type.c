@@ -357,14 +357,16 @@ fail:
 
 static PyObject *store_get_method(struct store_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"", "cached_only", NULL};
+    static char *names[] = {"", "cached_only", "whole_file", NULL};
     PyObject *sequence;
     int cached_only = 0;
+    int whole_file = 0;
     struct call call;
     size_t count;
     Py_ssize_t total;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$p:get", names, &sequence, &cached_only))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$pp:get", names, &sequence, &cached_only,
+                                     &whole_file))
         return NULL;
     struct store_piece *pieces = parse_pieces(sequence, &count, &total);
     if (pieces == NULL)
@@ -374,7 +376,10 @@ static PyObject *store_get_method(struct store_object *self, PyObject *args, PyO
     if (result && !call_begin(self, &call)) {
         Py_CLEAR(result);
     } else if (result) {
-        call.status = store_get(call.store, pieces, count, cached_only, &call.evidence, into);
+        enum store_reading reading = cached_only  ? STORE_READ_CACHED
+                                     : whole_file ? STORE_READ_WHOLE_FILE
+                                                  : STORE_READ;
+        call.status = store_get(call.store, pieces, count, reading, &call.evidence, into);
         if (!call_end(self, &call))
             Py_SETREF(result, call.status == STATUS_NOT_CACHED ? Py_NewRef(Py_None) : NULL);
     }
@@ -684,10 +689,12 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     get_doc,
-    "get($self, pieces, /, *, cached_only=False)\n--\n\n"
+    "get($self, pieces, /, *, cached_only=False, whole_file=False)\n--\n\n"
     "The concatenated bytes of *pieces*: (segment, offset of the block, start in its raw bytes,\n"
-    "length). Segment 0 stands for zeros. Neighbouring pieces of one block cost one look into the\n"
-    "cache. With *cached_only* nothing is read: None if a block is not in the cache.\n\n"
+    "length). Segment 0 stands for zeros. Each block is looked for in the cache once. With\n"
+    "*cached_only* nothing is read: None if a block is not in the cache. With *whole_file* a "
+    "block\n"
+    "of which little is wanted is decompressed as far as that, and not kept.\n\n"
     "A piece that reaches beyond its block raises CorruptBlock.");
 
 PyDoc_STRVAR(

@@ -97,7 +97,7 @@ static struct store_place put(struct store *store, uint64_t seed, uint32_t dicti
 static enum status get(struct store *store, struct store_place place, uint8_t *into)
 {
     struct store_piece piece = {place.segment, place.offset, 0, SAMPLE};
-    return store_get(store, &piece, 1, false, &evidence, into);
+    return store_get(store, &piece, 1, STORE_READ, &evidence, into);
 }
 
 static bool holds(struct store *store, struct store_place place, uint64_t seed)

@@ -68,7 +68,7 @@ static void *getter(void *argument)
         struct evidence evidence;
         struct store_piece pieces[] = {{place.segment, place.offset, 0, 1000},
                                        {place.segment, place.offset, 1000, BLOCK - 1000}};
-        enum status status = store_get(store, pieces, 2, false, &evidence, got);
+        enum status status = store_get(store, pieces, 2, STORE_READ, &evidence, got);
         if (status == STATUS_ERRNO && evidence.error == ENOENT) {
             atomic_fetch_add(&gone, 1);
             continue;
@@ -159,7 +159,7 @@ static void *read_shared(void *argument)
     struct store_piece piece = {shared_place.segment, shared_place.offset, 0, BLOCK};
     (void)argument;
     pthread_barrier_wait(&start_line);
-    CHECK(store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, &piece, 1, STORE_READ, &evidence, got) == STATUS_OK);
     return NULL;
 }
 
