@@ -30,7 +30,9 @@ _WINDOW_BYTES = 8 << 20
 _WINDOW_LEAST_BYTES = 512 << 10
 """Smaller windows find each other's blocks more often than they save time."""
 
-_WINDOWS_AT_ONCE = min(4, os.cpu_count() or 1)
+_CORES = os.cpu_count() or 1
+
+_WINDOWS_AT_ONCE = min(4, _CORES)
 """Of one content: decompressed side by side, 1.8 ms of CPU a MB, and ten times that if it is made
 of pieces of many blocks."""
 
@@ -95,6 +97,11 @@ class ContentReader:
     def is_busy(self) -> bool:
         """Whether somebody waits for a block just now."""
         return self._loading > 0
+
+    @property
+    def takes_all_cores(self) -> bool:
+        """Whether who waits for blocks just now leaves no core to anybody else."""
+        return self._loading >= _CORES
 
     def recipe(self, content: int) -> Recipe:
         """:raises KeyError: there is no such content"""

@@ -5,8 +5,9 @@ the queue, learns (`policy.prefetch`), and brings what is likely: in relay mode 
 images, in plain mode decompressed blocks in the daemon's cache. What it uses in plain mode is
 what the kernel asks us for: of files whose pages it has, nothing is learned and nothing brought.
 
-It is a guess, so it gives way to all else: one file at a time, no more than an eighth of the
-room for one agent, and only room that is free or taken by what is worth less.
+It is a guess, so it gives way to all else: one file at a time, begun while somebody who waits
+for bytes leaves a core, no more than an eighth of the room for one agent, and only room that is
+free or taken by what is worth less.
 
 Habits are in memory. They are learned from one session, so a new daemon is without them for
 one session of each agent; kept in the index they would cost a write each time.
@@ -38,6 +39,10 @@ _ROOM_SHARE = 0.125
 _LOOKED_AFTER_S = 0.01
 """The queue is looked at no more often: a turn of the loop costs more than a use."""
 
+_ASKED_AGAIN_S = 0.005
+_TOO_LATE_S = 1.0
+"""If so long there is no core, agents have asked for what they want."""
+
 _QUEUED = 4096
 """Uses; of more the oldest are not learned from."""
 
@@ -56,16 +61,20 @@ class Prefetcher:
         placement: Placement,
         files: Files,
         *,
+        is_crowded: Callable[[], bool],
         room_bytes: int,
         unit_bytes: int,
     ) -> None:
-        """:param room_bytes: where things are brought to
+        """
+        :param is_crowded: whether who waits for bytes needs all cores
+        :param room_bytes: where things are brought to
         :param unit_bytes: what a file takes of it at least
         """
         self._table = table
         self._namespace = namespace
         self._placement = placement
         self._files = files
+        self._is_crowded = is_crowded
         self._room_bytes = room_bytes
         self._unit_bytes = unit_bytes
         self._habits = Habits()
@@ -157,12 +166,19 @@ class Prefetcher:
         for place, likelihood in list(self._habits.expected(agent)):
             inode = self._sealed(place)
             taken = self._unit_bytes if inode is None else max(inode.size, self._unit_bytes)
-            if not self.is_on:
+            if not self.is_on or not await self._gets_a_core():
                 return
             if inode is None or inode.id in self._expected or taken > room:
                 continue
             if await self._bring(inode, place, likelihood):
                 room -= taken
+
+    async def _gets_a_core(self) -> bool:
+        """Give way to who waits; False: for too long to be of use."""
+        with trio.move_on_after(_TOO_LATE_S):
+            while self._is_crowded():
+                await trio.sleep(_ASKED_AGAIN_S)
+        return not self._is_crowded()
 
     def _sealed(self, place: Place) -> Inode | None:
         """A file that has a content to bring, if one lies there and is in use by nobody."""

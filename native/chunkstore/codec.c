@@ -39,6 +39,16 @@ enum {
     HOPELESS_PERCENT = 70,
 };
 
+/*
+ * The levels that build trees of what they have seen find the roots of these in a table that zstd
+ * makes as large as the block has bytes. For blocks of 4 MiB a quarter of that is as good: 0.01 %
+ * in size, 12 of 50 MB of memory, a sixth of the time.
+ */
+enum {
+    TREES_FROM_LEVEL = 16,
+    TREE_ROOTS_LOG = 20,
+};
+
 /* What zstd compresses at once anyway: the frame is as small as one made in a single call. */
 enum { PACED_STEP_BYTES = 128 << 10 };
 
@@ -61,13 +71,23 @@ static void codec_free(struct codec *codec)
     free(codec);
 }
 
-void codec_pool_free(struct codec_pool *pool)
+void codec_pool_drop(struct codec_pool *pool)
 {
-    while (pool->idle) {
-        struct codec *codec = pool->idle;
-        pool->idle = codec->next;
+    pthread_mutex_lock(&pool->lock);
+    struct codec *idle = pool->idle;
+    pool->idle = NULL;
+    pool->idle_count = 0;
+    pthread_mutex_unlock(&pool->lock);
+    while (idle) {
+        struct codec *codec = idle;
+        idle = codec->next;
         codec_free(codec);
     }
+}
+
+void codec_pool_free(struct codec_pool *pool)
+{
+    codec_pool_drop(pool);
     pthread_mutex_destroy(&pool->lock);
 }
 
@@ -114,6 +134,8 @@ static enum status compress(struct codec *codec, const uint8_t *raw, size_t raw_
 
     ZSTD_CCtx_reset(codec->compressor, ZSTD_reset_session_only);
     ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_compressionLevel, level);
+    ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_hashLog,
+                           level < TREES_FROM_LEVEL ? 0 : TREE_ROOTS_LOG);
     ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_dictIDFlag, 0); /* the block header has it */
     ZSTD_CCtx_refCDict(codec->compressor, dictionary);
     if (pace == NULL) {

@@ -615,6 +615,17 @@ static PyObject *store_drop_cache_method(struct store_object *self, PyObject *un
     return none_when(call_end(self, &call));
 }
 
+static PyObject *store_give_back_method(struct store_object *self, PyObject *unused)
+{
+    struct call call;
+
+    (void)unused;
+    if (!call_begin(self, &call))
+        return NULL;
+    store_give_back(call.store);
+    return none_when(call_end(self, &call));
+}
+
 static PyObject *store_limit_cache_method(struct store_object *self, PyObject *limit)
 {
     struct call call;
@@ -759,6 +770,9 @@ PyDoc_STRVAR(
 PyDoc_STRVAR(drop_cache_doc, "drop_cache($self, /)\n--\n\n"
                              "Forget all decompressed blocks.");
 
+PyDoc_STRVAR(give_back_doc, "give_back($self, /)\n--\n\n"
+                            "Free what is kept for those who compress and read next.");
+
 PyDoc_STRVAR(limit_cache_doc,
              "limit_cache($self, cache_bytes, /)\n--\n\n"
              "Keep so many bytes of decompressed blocks from now on; the oldest of the others go.");
@@ -793,6 +807,7 @@ static PyMethodDef store_methods[] = {
     {"remove_dictionary", (PyCFunction)store_remove_dictionary_method, METH_VARARGS,
      remove_dictionary_doc},
     {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, drop_cache_doc},
+    {"give_back", (PyCFunction)store_give_back_method, METH_NOARGS, give_back_doc},
     {"limit_cache", (PyCFunction)store_limit_cache_method, METH_O, limit_cache_doc},
     {"stats", (PyCFunction)store_stats_method, METH_NOARGS, stats_doc},
     {"close", (PyCFunction)store_close_method, METH_NOARGS, close_doc},

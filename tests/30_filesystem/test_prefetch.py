@@ -322,6 +322,20 @@ async def test_switched_off_it_brings_nothing_and_still_learns(taken: Taken) -> 
     assert taken.are_here(taken.PROMPT) == [True]
 
 
+@pytest.mark.parametrize("asked", [1, 10_000])
+async def test_who_waits_for_bytes_has_the_cores_first(
+    taken: Taken, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await taken.make(*taken.ALL)
+    await taken.use(*taken.ALL)
+    await taken.forget()
+    left = iter([True] * asked)
+    monkeypatch.setattr(taken.prefetcher, "_is_crowded", lambda: next(left, False))
+    monkeypatch.setattr("agentfs.filesystem.prefetch._TOO_LATE_S", 0.1)
+    await taken.use(taken.TALK)
+    assert taken.are_here(taken.PROMPT, taken.TOOL) == [asked == 1] * 2, "too late, it is given up"
+
+
 async def test_files_of_nobody_teach_nothing(taken: Taken) -> None:
     await taken.make("/c/one", "/c/other")
     await taken.use("/c/one", "/c/other")
