@@ -35,8 +35,8 @@ _GROUP_BYTES = 64 << 20
 """Raw bytes between two syncs: what a kill loses of the work."""
 
 _CACHE_BYTES = 4 << 20
-"""Old blocks kept decompressed, from one new block to the next. One that comes again is decompressed
-again: 1 ms a MiB, where to pack a MiB takes 270."""
+"""Old blocks kept decompressed, from one new block to the next. To decompress one that comes again
+takes 1 ms a MiB, to pack 270."""
 
 
 @dataclass(frozen=True, slots=True)
