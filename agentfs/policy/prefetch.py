@@ -9,7 +9,7 @@ Who reads one file of every agent, as a search or a backup does, takes them all 
 nothing else of them. So an agent is *at work* when it has begun with the file it mostly begins
 with, or has used two that are habits, or read before every turn; only then the others are brought,
 and a time of one file with which it does not begin makes it forget nothing. In `bench.day`, where
-all conversations are read twice, half of the files brought in vain were for such readers.
+all conversations are read twice, two thirds of the files brought in vain were for such readers.
 """
 
 from __future__ import annotations
