@@ -33,7 +33,7 @@ from agentfs import __version__
 from agentfs.config import MountConfig
 from agentfs.control import lock, server
 from agentfs.errors import AgentfsError, FilesOpen, NoSpace, NoSuchPath, PathTaken, UsageError
-from agentfs.filesystem.memory import map_from
+from agentfs.filesystem.memory import limit_heaps, map_from
 from agentfs.filesystem.volume import Volume
 from agentfs.fuse import announce, loop
 from agentfs.fuse.connection import Connection
@@ -48,6 +48,9 @@ _WRITERS_S = 5.0
 
 _MAPPED_FROM_BYTES = 4 << 20
 """Requests have a MiB at most: the pages of a new mapping would cost as much as its bytes."""
+
+_HEAPS = 2
+"""Of malloc: threads of ours seldom allocate at the same time, the GIL sees to that."""
 
 _MAX_TASKS = 1024
 """Requests answered at once; more wait in the kernel. As many programs may wait for a slow disk, in
@@ -130,6 +133,7 @@ def _tune_interpreter() -> None:
     is given back: of ten files of 10 MB glibc kept 20 MB, and compaction left more.
     """
     map_from(_MAPPED_FROM_BYTES)
+    limit_heaps(_HEAPS)
     sys.setswitchinterval(0.0002)
     gc.collect()
     gc.freeze()

@@ -11,8 +11,10 @@ Every agent is a process and has
 It maps all but the last and touches every page; then, with all agents alive, it is counted what
 is in memory for them: the tmpfs, pages cached for files of the mount, the daemon (PSS of all its
 processes), page tables. What the kernel can take back without writing, such as cached pages of
-segments, is no more counted than it is for plain files. Beside it is by how much MemAvailable
-fell, less what as many processes without files take: of the whole machine, which should be quiet.
+segments, is no more counted than it is for plain files, nor are inodes and names, some 1 kB a file
+with either. Beside it is by how much MemAvailable fell, less what as many processes without files
+take: of the whole machine, which should be quiet. And what there is of different bytes among those
+mapped: with less than that in memory nobody could have touched them all.
 
 Plain files: a copy for each agent, measured on ext4 for as many as --plain-agents, for more
 agents by multiplication. What is in the files: `woven.py`.
@@ -74,6 +76,7 @@ COLUMNS: Columns = {
     "plain files: RAM": ("plain_ram", 2),
     "RAM": ("ram", 3),
     "target": ("target", 1),
+    "different bytes": ("different", 2),
     "one more, MB": ("ram_per_agent", 2),
     **{part: (part, 3) for part in PARTS},
     "MemAvailable": ("available_down", 2),
@@ -320,6 +323,7 @@ def measure_step(
         "ram_bytes": sum(found[f"{part}_bytes"] for part in PARTS),
         "available_down_bytes": available_bytes - now_bytes - idle_bytes,
         "logical_bytes": count * (MAPPED_MB + sum(COLD_MB)) * chosen.megabyte,
+        "different_bytes": (MAPPED_MB + (count - 1) * CURRENT_MB) * chosen.megabyte,
         "plain_ram_bytes": count * MAPPED_MB * chosen.megabyte,
         "written_stored_bytes": stored,
         "stored_bytes": stored + simulated * fleet.cold_stored_bytes / max(fleet.cold, 1),

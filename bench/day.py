@@ -47,7 +47,7 @@ from agentfs import config
 from agentfs.filesystem import images, livefile, passthrough, placement
 from agentfs.filesystem.namespace import Caller
 from agentfs.filesystem.volume import Volume
-from agentfs.model import ROOT_INODE
+from agentfs.model import ROOT_INODE, Inode
 from bench.common import Results, benchmark, figures_table, parser, progress
 from bench.conversations import conversations
 from bench.targets import work_directory
@@ -293,6 +293,9 @@ class Day:
         self.ready_at: dict[int, float] = {}
         """Of files brought before they were opened."""
         self.busy_until = 0.0
+        self.prefetch_began = 0.0
+        self._bring = volume.files.bring
+        volume.files.bring = self.bring  # type: ignore[method-assign]
 
     def decompressed(self) -> int:
         """Blocks, so far."""
@@ -339,12 +342,17 @@ class Day:
 
     async def prefetch(self) -> None:
         """Bring what is likely to be opened next. Who opens it sooner than that takes waits."""
-        prefetcher, start = self.volume.prefetcher, perf_counter()
-        before = set(prefetcher._expected)
-        await prefetcher.work()
-        self.busy_until = max(self.busy_until, self.clock.now) + perf_counter() - start
-        for inode in prefetcher._expected.keys() - before:
-            self.ready_at[inode] = self.busy_until
+        self.busy_until = max(self.busy_until, self.clock.now)
+        self.prefetch_began = perf_counter()
+        await self.volume.prefetcher.work()
+        self.busy_until += perf_counter() - self.prefetch_began
+
+    async def bring(self, inode: Inode, name: bytes, likelihood: float) -> bool:
+        """One file, one after the other; it is there when it has been brought."""
+        is_new = await self._bring(inode, name, likelihood)
+        if is_new:
+            self.ready_at[inode.id] = self.busy_until + perf_counter() - self.prefetch_began
+        return is_new
 
     async def settle(self) -> None:
         """Seal what was written; housekeeping."""

@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 import select
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -33,6 +34,7 @@ _STATM = Path("/proc/self/statm")
 
 _libc = ctypes.CDLL(None)
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 """From malloc.h."""
 
 
@@ -111,6 +113,16 @@ def map_from(size_bytes: int) -> None:
         mallopt(_M_MMAP_THRESHOLD, size_bytes)
 
 
+def limit_heaps(count: int) -> None:
+    """Let all threads together have so many heaps, not eight for each core.
+
+    What one has freed in its own no other finds.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, count)
+
+
 def give_back() -> None:
     """Return to the kernel what malloc keeps for later."""
     trim = getattr(_libc, "malloc_trim", None)  # glibc's alone
@@ -127,7 +139,9 @@ def own_bytes() -> int:
 class Heap:
     """Gives back what seals, compaction and reads have left, when it has become much."""
 
-    def __init__(self) -> None:
+    def __init__(self, free_idle: Callable[[], None]) -> None:
+        """:param free_idle: frees what is kept outside of malloc's sight; in a thread"""
+        self._free_idle = free_idle
         self._least_bytes = own_bytes()
         """Since it was last given back."""
         self._look_again_at = math.inf
@@ -147,7 +161,11 @@ class Heap:
         self._least_bytes = min(self._least_bytes, now_bytes)
         if not has_grown and now_s < self._look_again_at:
             return
-        await trio.to_thread.run_sync(give_back)
+        await trio.to_thread.run_sync(self._give_back)
         self._least_bytes = own_bytes()
         was_worth_it = now_bytes - self._least_bytes >= _WORTH_BYTES
         self._look_again_at = now_s + _AGAIN_S if has_grown or was_worth_it else math.inf
+
+    def _give_back(self) -> None:
+        self._free_idle()
+        give_back()

@@ -171,6 +171,19 @@ class Placement:
             await turns.give()
         return found
 
+    def kind(self, directory: int, inode: int, name: bytes) -> Kind | None:
+        """What a file is for, as far as attributes and its path say."""
+        known = self._known(directory)
+        return None if known is None else self._kind(known, inode, name)
+
+    def _kind(self, known: _Directory, inode: int, name: bytes) -> Kind | None:
+        said = self._index.xattrs.get(inode, KIND_ATTRIBUTE)
+        if said is not None:
+            return self._describer.kind_named(said)
+        if known.kind is not None:
+            return known.kind
+        return self._describer.kind_by_path([*known.names, name])
+
     def facts(
         self, content: int | None, places: Mapping[int, tuple[int, bytes]]
     ) -> tuple[Facts, bool]:
@@ -186,12 +199,7 @@ class Placement:
             known = self._known(directory)
             if known is None:
                 continue
-            said = xattrs.get(inode, KIND_ATTRIBUTE)
-            kind = known.kind
-            if said is not None:
-                kind = self._describer.kind_named(said)
-            elif kind is None:
-                kind = self._describer.kind_by_path([*known.names, name])
+            kind = self._kind(known, inode, name)
             if kind is not None:
                 kinds.append(kind)
             states.append(self._state(known))

@@ -1,12 +1,13 @@
-"""Prefetch: when an agent is taken up, what it will want is brought before it asks.
+"""Prefetch: when an agent begins to work, what it will want is brought before it asks.
 
 `note` is called when a program uses a file and only puts it into a queue. A task looks at
 the queue, learns (`policy.prefetch`), and brings what is likely: in relay mode resident
 images, in plain mode decompressed blocks in the daemon's cache. What it uses in plain mode is
 what the kernel asks us for: of files whose pages it has, nothing is learned and nothing brought.
 
-It is a guess, so it gives way to all else: one file at a time, no more than an eighth of the
-room for one agent, and only room that is free or taken by what is worth less.
+It is a guess, so it gives way to all else: one file at a time, begun while somebody who waits
+for bytes leaves a core, no more than an eighth of the room for one agent, and only room that is
+free or taken by what is worth less.
 
 Habits are in memory. They are learned from one session, so a new daemon is without them for
 one session of each agent; kept in the index they would cost a write each time.
@@ -27,7 +28,8 @@ from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.namespace import Namespace
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.turns import Turns
-from agentfs.model import Inode
+from agentfs.model import Inode, Kind
+from agentfs.policy.placement import FOR_EVERY_TURN
 from agentfs.policy.prefetch import PAUSE_S, Habits, Place
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,10 @@ _ROOM_SHARE = 0.125
 
 _LOOKED_AFTER_S = 0.01
 """The queue is looked at no more often: a turn of the loop costs more than a use."""
+
+_ASKED_AGAIN_S = 0.005
+_TOO_LATE_S = 1.0
+"""If so long there is no core, agents have asked for what they want."""
 
 _QUEUED = 4096
 """Uses; of more the oldest are not learned from."""
@@ -55,21 +61,25 @@ class Prefetcher:
         placement: Placement,
         files: Files,
         *,
+        is_crowded: Callable[[], bool],
         room_bytes: int,
         unit_bytes: int,
     ) -> None:
-        """:param room_bytes: where things are brought to
+        """
+        :param is_crowded: whether who waits for bytes needs all cores
+        :param room_bytes: where things are brought to
         :param unit_bytes: what a file takes of it at least
         """
         self._table = table
         self._namespace = namespace
         self._placement = placement
         self._files = files
+        self._is_crowded = is_crowded
         self._room_bytes = room_bytes
         self._unit_bytes = unit_bytes
         self._habits = Habits()
-        self._uses: deque[tuple[int, int, float]] = deque(maxlen=_QUEUED)
-        """(inode, directory, time) of what programs have begun to use."""
+        self._uses: deque[tuple[int, int, float, bool]] = deque(maxlen=_QUEUED)
+        """(inode, directory, time, whether it was sealed) of what programs have begun to use."""
         self._is_wanted = trio.Event()
         self._expected: dict[int, float] = {}
         """When inodes were brought that nobody has used since; the oldest come first."""
@@ -94,7 +104,8 @@ class Prefetcher:
         """A program begins to use a file. 0.5 us."""
         inode = file.inode
         if inode.parent is not None:
-            self._uses.append((inode.id, inode.parent, self.clock()))
+            is_sealed = file.staged is None and inode.content is not None
+            self._uses.append((inode.id, inode.parent, self.clock(), is_sealed))
             self._is_wanted.set()
 
     async def run(self) -> None:
@@ -110,29 +121,36 @@ class Prefetcher:
     async def work(self) -> None:
         """Look at what was used, and bring what that makes likely."""
         self._is_wanted = trio.Event()
-        taken_up, turns = [], Turns()
+        at_work, turns = [], Turns()
         while self._uses:
             agent = self._learn(*self._uses.popleft())
             if agent is not None:
-                taken_up.append(agent)
+                at_work.append(agent)
             await turns.give()
         self._count_wasted()
-        for agent in taken_up:
+        for agent in at_work:
             await self._bring_all(agent)
 
-    def _learn(self, inode: int, directory: int, now_s: float) -> bytes | None:
-        """Note a use; the agent, if it is taken up by it."""
+    def _learn(self, inode: int, directory: int, now_s: float, is_sealed: bool) -> bytes | None:
+        """Note a use; the agent, if it is by now known to be at work.
+
+        What was written just now is there, and mostly read once, as results of tools are: no
+        habit. But a conversation will be gone on with.
+        """
         if self._expected.pop(inode, None) is not None:
             self.used += 1
         agent = self._placement.note_use(directory)
         if agent is None:
             return None
-        is_taken_up = self._habits.use(agent, now_s)
+        self._habits.use(agent, now_s)
         if self._habits.is_to_learn(agent, inode, now_s):
             name = self._namespace.name_in(directory, inode)
             if name is not None:
-                self._habits.learn(agent, inode, (directory, name))
-        return agent if is_taken_up else None
+                kind = self._placement.kind(directory, inode, name)
+                if is_sealed or kind is Kind.CONVERSATION:
+                    is_for_turns = kind in FOR_EVERY_TURN
+                    self._habits.learn(agent, inode, (directory, name), is_for_turns=is_for_turns)
+        return agent if self._habits.is_to_serve(agent) else None
 
     def _count_wasted(self) -> None:
         until_s = self.clock() - _WANTED_WITHIN_S
@@ -148,12 +166,19 @@ class Prefetcher:
         for place, likelihood in list(self._habits.expected(agent)):
             inode = self._sealed(place)
             taken = self._unit_bytes if inode is None else max(inode.size, self._unit_bytes)
-            if not self.is_on:
+            if not self.is_on or not await self._gets_a_core():
                 return
             if inode is None or inode.id in self._expected or taken > room:
                 continue
             if await self._bring(inode, place, likelihood):
                 room -= taken
+
+    async def _gets_a_core(self) -> bool:
+        """Give way to who waits; False: for too long to be of use."""
+        with trio.move_on_after(_TOO_LATE_S):
+            while self._is_crowded():
+                await trio.sleep(_ASKED_AGAIN_S)
+        return not self._is_crowded()
 
     def _sealed(self, place: Place) -> Inode | None:
         """A file that has a content to bring, if one lies there and is in use by nobody."""

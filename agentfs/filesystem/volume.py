@@ -173,6 +173,7 @@ class Volume:
             self.namespace,
             self.placement,
             self.files,
+            is_crowded=lambda: reader.takes_all_cores,
             room_bytes=profile.hot.budget_bytes if is_relayed else profile.store.cache_bytes,
             unit_bytes=0 if is_relayed else profile.store.block_bytes,
         )
@@ -231,7 +232,7 @@ class Volume:
         self.census = Census(self.agents)
         self.view = self.table.unlisted = View(self.index, self.table, self.census)
         self._totals = Totals(self.index, path)
-        self._heap = Heap()
+        self._heap = Heap(self._store.give_back)
         self._memory = Memory(machine or Machine())
         self.pressure = Pressure(profile.pressure, self.staging, self._memory)
         self.pressure.on_change = self._give_up

@@ -32,7 +32,7 @@ PAUSED = "paused"
 USUAL_IMPORTANCE = 50
 IMPORTANCE_MAX = 100
 
-_FOR_EVERY_TURN = (Kind.SYSTEM_PROMPT, Kind.TOOL_DEFINITION)
+FOR_EVERY_TURN = (Kind.SYSTEM_PROMPT, Kind.TOOL_DEFINITION)
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,7 +52,7 @@ class Facts:
 
 def is_kept(facts: Facts) -> bool:
     """Whether a content does not cool: prompts and tools of active agents."""
-    return facts.kind in _FOR_EVERY_TURN and facts.state == ACTIVE
+    return facts.kind in FOR_EVERY_TURN and facts.state == ACTIVE
 
 
 def score(facts: Facts, weights: Tiers) -> float:

@@ -142,6 +142,13 @@ enum status cache_get(struct block_cache *cache, uint64_t segment, uint64_t offs
     return status;
 }
 
+void cache_passed_by(struct block_cache *cache)
+{
+    pthread_mutex_lock(&cache->lock);
+    cache->misses++;
+    pthread_mutex_unlock(&cache->lock);
+}
+
 void cache_release(struct block_cache *cache, struct cached_block *block)
 {
     pthread_mutex_lock(&cache->lock);

@@ -75,6 +75,9 @@ void cache_free(struct block_cache *cache);
 enum status cache_get(struct block_cache *cache, uint64_t segment, uint64_t offset, uint32_t end,
                       bool cached_only, struct evidence *evidence, struct cached_block **block);
 
+/* Somebody reads a block without keeping it here. */
+void cache_passed_by(struct block_cache *cache);
+
 void cache_release(struct block_cache *cache, struct cached_block *block);
 
 /* What is above the limit goes at once, but for blocks in use, which go when they are released. */

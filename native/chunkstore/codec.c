@@ -1,9 +1,9 @@
 #include "codec.h"
 
-/* For stable buffers: without them zstd keeps a window to copy from or to. */
-#define ZSTD_STATIC_LINKING_ONLY
 #include <stdlib.h>
 #include <string.h>
+/* For stable buffers: without them zstd keeps a window to copy from or to. */
+#define ZSTD_STATIC_LINKING_ONLY
 #include <zstd.h>
 #include <zstd_errors.h>
 
@@ -57,13 +57,23 @@ static void codec_free(struct codec *codec)
     free(codec);
 }
 
-void codec_pool_free(struct codec_pool *pool)
+void codec_pool_drop(struct codec_pool *pool)
 {
-    while (pool->idle) {
-        struct codec *codec = pool->idle;
-        pool->idle = codec->next;
+    pthread_mutex_lock(&pool->lock);
+    struct codec *idle = pool->idle;
+    pool->idle = NULL;
+    pool->idle_count = 0;
+    pthread_mutex_unlock(&pool->lock);
+    while (idle) {
+        struct codec *codec = idle;
+        idle = codec->next;
         codec_free(codec);
     }
+}
+
+void codec_pool_free(struct codec_pool *pool)
+{
+    codec_pool_drop(pool);
     pthread_mutex_destroy(&pool->lock);
 }
 

@@ -32,6 +32,9 @@ struct codec_pool {
 
 void codec_pool_init(struct codec_pool *pool);
 
+/* Frees those that nobody has borrowed. */
+void codec_pool_drop(struct codec_pool *pool);
+
 /* Every codec must have been given back. */
 void codec_pool_free(struct codec_pool *pool);
 

@@ -179,6 +179,12 @@ void store_drop_cache(struct store *store)
     cache_drop(&store->cache, 0);
 }
 
+void store_give_back(struct store *store)
+{
+    codec_pool_drop(&store->codecs);
+    codec_pool_drop(&store->readers);
+}
+
 void store_limit_cache(struct store *store, uint64_t cache_bytes)
 {
     cache_limit(&store->cache, cache_bytes);

@@ -80,12 +80,15 @@ enum status store_pack(struct store *store, const struct store_chunk *chunks, si
 /* Permille of a core for each thread that packs, PACE_REST or PACE_STOP; PACE_FULL at first. */
 void store_set_pace(struct store *store, int permille);
 
-/*
- * Concatenates the pieces into into, which has room for the sum of their lengths. With cached_only
- * it reads nothing: STATUS_NOT_CACHED if any block is not at hand.
- */
+enum store_reading {
+    STORE_READ,            /* what is read is kept in the cache */
+    STORE_READ_CACHED,     /* nothing is read: STATUS_NOT_CACHED if any block is not at hand */
+    STORE_READ_WHOLE_FILE, /* nothing else is wanted soon of blocks that give little of it */
+};
+
+/* Concatenates the pieces into into, which has room for the sum of their lengths. */
 enum status store_get(struct store *store, const struct store_piece *pieces, size_t count,
-                      bool cached_only, struct evidence *evidence, uint8_t *into);
+                      enum store_reading reading, struct evidence *evidence, uint8_t *into);
 
 /*
  * Makes durable every block whose put returned before the call. Once a sync has failed, each later
@@ -128,6 +131,9 @@ void store_drop_cache(struct store *store);
 
 /* Replaces store_options' cache_bytes from now on. */
 void store_limit_cache(struct store *store, uint64_t cache_bytes);
+
+/* Frees what is kept for those who compress and read next, 6 MiB each. */
+void store_give_back(struct store *store);
 
 void store_stats(struct store *store, struct store_stats *stats);
 

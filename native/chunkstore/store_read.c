@@ -12,6 +12,13 @@ enum {
     /* From that size on a block is decompressed no further than somebody reads. */
     PIECEMEAL_FROM_BYTES = 512 << 10,
     HUGE_PAGE_BYTES = 2 << 20,
+    /*
+     * Of a block that a whole file is read from: such pieces are of what the file shares with
+     * others, a result or a turn, and its neighbours are none of the file's. 20 of the 27 blocks of
+     * a conversation of 1.5 MB give that little. Decompressed as far as wanted they take 60 % of
+     * the time.
+     */
+    LITTLE_BYTES = 64 << 10,
 };
 
 /* Fills view for the segment; a reader never looks behind the last whole block of the tail. */
@@ -135,57 +142,121 @@ void store_unload_block(void *context, struct cached_bytes *bytes)
     free(bytes->raw);
 }
 
-static bool is_same_block(const struct store_piece *one, const struct store_piece *other)
+/* A piece and where it goes. */
+struct destined {
+    const struct store_piece *piece;
+    uint8_t *into;
+};
+
+static int by_block(const void *left, const void *right)
 {
-    return one->segment == other->segment && one->offset == other->offset;
+    const struct destined *a = left;
+    const struct destined *b = right;
+
+    if (a->piece->segment != b->piece->segment)
+        return a->piece->segment < b->piece->segment ? -1 : 1;
+    if (a->piece->offset != b->piece->offset)
+        return a->piece->offset < b->piece->offset ? -1 : 1;
+    return (a->piece > b->piece) - (a->piece < b->piece);
 }
 
-/* How much of their block the pieces at the front, count of them at most, need. */
-static uint32_t end_needed(const struct store_piece *pieces, size_t count)
+static bool are_of_one_block(const struct store_piece *a, const struct store_piece *b)
 {
+    return a->segment == b->segment && a->offset == b->offset;
+}
+
+static enum status copy_pieces(const struct destined *group, size_t count,
+                               const struct cached_bytes *block, struct evidence *evidence)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct store_piece *piece = group[i].piece;
+        if (piece->start > block->raw_bytes || piece->length > block->raw_bytes - piece->start) {
+            *evidence = (struct evidence){0, piece->segment, piece->offset};
+            return STATUS_OUTSIDE;
+        }
+        memcpy(group[i].into, block->raw + piece->start, piece->length);
+    }
+    return STATUS_OK;
+}
+
+/* Of a block of which little is wanted, and nothing else soon: it is not kept. */
+static enum status copy_past_cache(struct store *store, const struct destined *group, size_t count,
+                                   uint32_t end, struct evidence *evidence)
+{
+    const struct store_piece *first = group[0].piece;
+    struct cached_bytes block = {0};
+
+    cache_passed_by(&store->cache);
+    enum status status =
+        store_load_block(store, first->segment, first->offset, end, evidence, &block);
+    if (status == STATUS_OK)
+        status = copy_pieces(group, count, &block, evidence);
+    store_unload_block(store, &block);
+    return status;
+}
+
+/* All pieces of one block, or zeros. */
+static enum status get_group(struct store *store, const struct destined *group, size_t count,
+                             enum store_reading reading, struct evidence *evidence)
+{
+    const struct store_piece *first = group[0].piece;
+    struct cached_block *block;
+    uint64_t taken = 0;
     uint64_t end = 1; /* of a piece of nothing the block must be there all the same */
-    for (size_t i = 0; i < count && is_same_block(&pieces[i], pieces); i++) {
-        uint64_t piece_end = (uint64_t)pieces[i].start + pieces[i].length;
+
+    for (size_t i = 0; i < count; i++) {
+        uint64_t piece_end = (uint64_t)group[i].piece->start + group[i].piece->length;
+        taken += group[i].piece->length;
         end = piece_end > end ? piece_end : end;
     }
-    return end > BLOCK_RAW_MAX ? BLOCK_RAW_MAX : (uint32_t)end;
+    if (first->segment == 0) {
+        for (size_t i = 0; i < count; i++)
+            memset(group[i].into, 0, group[i].piece->length);
+        return STATUS_OK;
+    }
+    end = end < BLOCK_RAW_MAX ? end : BLOCK_RAW_MAX;
+    bool is_little = reading == STORE_READ_WHOLE_FILE && taken < LITTLE_BYTES;
+    enum status status =
+        cache_get(&store->cache, first->segment, first->offset, (uint32_t)end,
+                  is_little || reading == STORE_READ_CACHED, evidence, &block);
+    if (status == STATUS_NOT_CACHED && is_little)
+        return copy_past_cache(store, group, count, (uint32_t)end, evidence);
+    if (status != STATUS_OK)
+        return status;
+    status = copy_pieces(group, count, &block->bytes, evidence);
+    cache_release(&store->cache, block);
+    return status;
 }
 
+/*
+ * Block by block: a file that has grown turn by turn, or shares chunks with others, has those of a
+ * block in many places, and the cache may be too small for all its blocks. In the order of the
+ * pieces the 29 blocks of such a conversation of 2 MiB were decompressed 47 times.
+ */
 enum status store_get(struct store *store, const struct store_piece *pieces, size_t count,
-                      bool cached_only, struct evidence *evidence, uint8_t *into)
+                      enum store_reading reading, struct evidence *evidence, uint8_t *into)
 {
     enum status status = STATUS_OK;
-    struct cached_block *block = NULL;
+    size_t end;
 
     *evidence = (struct evidence){0};
+    if (count == 0)
+        return STATUS_OK;
+    struct destined *order = calloc(count, sizeof *order);
+    if (order == NULL)
+        return STATUS_NO_MEMORY;
     for (size_t i = 0; i < count; i++) {
-        const struct store_piece *piece = &pieces[i];
-        /* Neighbouring pieces mostly come from one block: keep it between them. */
-        if (block && !is_same_block(piece, piece - 1)) {
-            cache_release(&store->cache, block);
-            block = NULL;
-        }
-        if (piece->segment == 0) {
-            memset(into, 0, piece->length);
-            into += piece->length;
-            continue;
-        }
-        if (block == NULL)
-            status = cache_get(&store->cache, piece->segment, piece->offset,
-                               end_needed(piece, count - i), cached_only, evidence, &block);
-        if (status != STATUS_OK)
-            return status;
-        uint32_t raw_bytes = block->bytes.raw_bytes;
-        if (piece->start > raw_bytes || piece->length > raw_bytes - piece->start) {
-            *evidence = (struct evidence){0, piece->segment, piece->offset};
-            status = STATUS_OUTSIDE;
-            break;
-        }
-        memcpy(into, block->bytes.raw + piece->start, piece->length);
-        into += piece->length;
+        order[i] = (struct destined){&pieces[i], into};
+        into += pieces[i].length;
     }
-    if (block)
-        cache_release(&store->cache, block);
+    qsort(order, count, sizeof *order, by_block);
+    for (size_t start = 0; start < count && status == STATUS_OK; start = end) {
+        for (end = start + 1; end < count; end++)
+            if (!are_of_one_block(order[start].piece, order[end].piece))
+                break;
+        status = get_group(store, order + start, end - start, reading, evidence);
+    }
+    free(order);
     return status;
 }
 

@@ -357,14 +357,16 @@ fail:
 
 static PyObject *store_get_method(struct store_object *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"", "cached_only", NULL};
+    static char *names[] = {"", "cached_only", "whole_file", NULL};
     PyObject *sequence;
     int cached_only = 0;
+    int whole_file = 0;
     struct call call;
     size_t count;
     Py_ssize_t total;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$p:get", names, &sequence, &cached_only))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$pp:get", names, &sequence, &cached_only,
+                                     &whole_file))
         return NULL;
     struct store_piece *pieces = parse_pieces(sequence, &count, &total);
     if (pieces == NULL)
@@ -374,7 +376,10 @@ static PyObject *store_get_method(struct store_object *self, PyObject *args, PyO
     if (result && !call_begin(self, &call)) {
         Py_CLEAR(result);
     } else if (result) {
-        call.status = store_get(call.store, pieces, count, cached_only, &call.evidence, into);
+        enum store_reading reading = cached_only  ? STORE_READ_CACHED
+                                     : whole_file ? STORE_READ_WHOLE_FILE
+                                                  : STORE_READ;
+        call.status = store_get(call.store, pieces, count, reading, &call.evidence, into);
         if (!call_end(self, &call))
             Py_SETREF(result, call.status == STATUS_NOT_CACHED ? Py_NewRef(Py_None) : NULL);
     }
@@ -610,6 +615,17 @@ static PyObject *store_drop_cache_method(struct store_object *self, PyObject *un
     return none_when(call_end(self, &call));
 }
 
+static PyObject *store_give_back_method(struct store_object *self, PyObject *unused)
+{
+    struct call call;
+
+    (void)unused;
+    if (!call_begin(self, &call))
+        return NULL;
+    store_give_back(call.store);
+    return none_when(call_end(self, &call));
+}
+
 static PyObject *store_limit_cache_method(struct store_object *self, PyObject *limit)
 {
     struct call call;
@@ -684,10 +700,12 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     get_doc,
-    "get($self, pieces, /, *, cached_only=False)\n--\n\n"
+    "get($self, pieces, /, *, cached_only=False, whole_file=False)\n--\n\n"
     "The concatenated bytes of *pieces*: (segment, offset of the block, start in its raw bytes,\n"
-    "length). Segment 0 stands for zeros. Neighbouring pieces of one block cost one look into the\n"
-    "cache. With *cached_only* nothing is read: None if a block is not in the cache.\n\n"
+    "length). Segment 0 stands for zeros. Each block is looked for in the cache once. With\n"
+    "*cached_only* nothing is read: None if a block is not in the cache. With *whole_file* a "
+    "block\n"
+    "of which little is wanted is decompressed as far as that, and not kept.\n\n"
     "A piece that reaches beyond its block raises CorruptBlock.");
 
 PyDoc_STRVAR(
@@ -752,6 +770,9 @@ PyDoc_STRVAR(
 PyDoc_STRVAR(drop_cache_doc, "drop_cache($self, /)\n--\n\n"
                              "Forget all decompressed blocks.");
 
+PyDoc_STRVAR(give_back_doc, "give_back($self, /)\n--\n\n"
+                            "Free what is kept for those who compress and read next.");
+
 PyDoc_STRVAR(limit_cache_doc,
              "limit_cache($self, cache_bytes, /)\n--\n\n"
              "Keep so many bytes of decompressed blocks from now on; the oldest of the others go.");
@@ -786,6 +807,7 @@ static PyMethodDef store_methods[] = {
     {"remove_dictionary", (PyCFunction)store_remove_dictionary_method, METH_VARARGS,
      remove_dictionary_doc},
     {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, drop_cache_doc},
+    {"give_back", (PyCFunction)store_give_back_method, METH_NOARGS, give_back_doc},
     {"limit_cache", (PyCFunction)store_limit_cache_method, METH_O, limit_cache_doc},
     {"stats", (PyCFunction)store_stats_method, METH_NOARGS, stats_doc},
     {"close", (PyCFunction)store_close_method, METH_NOARGS, close_doc},

@@ -137,7 +137,7 @@ static bool holds(struct store *store, struct store_place place)
 {
     static uint8_t got[BLOCK];
     struct store_piece piece = {place.segment, place.offset, 0, BLOCK};
-    return store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK &&
+    return store_get(store, &piece, 1, STORE_READ, &evidence, got) == STATUS_OK &&
            memcmp(got, bytes, BLOCK) == 0;
 }
 
@@ -372,7 +372,7 @@ static void on_a_full_disk_a_copy_stays_damaged_and_the_other_serves(void)
     store = open_store(directory);
     struct store_piece piece = {place.segment, place.offset, 0, BLOCK};
     write_fault = 1;
-    CHECK(store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, &piece, 1, STORE_READ, &evidence, got) == STATUS_OK);
     CHECK(write_fault == 0 && memcmp(got, bytes, BLOCK) == 0);
     write_fault = 1;
     CHECK(count_dictionaries(store, 1) == 1);
@@ -410,9 +410,9 @@ static void no_allocation_failure_loses_or_leaks(void)
         status = store_put(store, two, 2, 3, dictionary, &evidence, &place);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
         struct store_piece with = {place.segment, place.offset, 0, 10};
-        status = status ? status : store_get(store, &with, 1, false, &evidence, got);
+        status = status ? status : store_get(store, &with, 1, STORE_READ, &evidence, got);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
-        status = store_get(store, &piece, 1, false, &evidence, got);
+        status = store_get(store, &piece, 1, STORE_READ, &evidence, got);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);
         status = store_verify(store, first.segment, &evidence, &blocks);
         CHECK(status == STATUS_OK || status == STATUS_NO_MEMORY);

@@ -35,7 +35,7 @@ static enum status get(struct store *store, struct store_place place, uint32_t s
                        uint32_t length, uint8_t *into)
 {
     struct store_piece piece = {place.segment, place.offset, start, length};
-    return store_get(store, &piece, 1, false, &evidence, into);
+    return store_get(store, &piece, 1, STORE_READ, &evidence, into);
 }
 
 static bool holds(struct store *store, struct store_place place, uint64_t seed)
@@ -114,10 +114,10 @@ static void pieces_are_joined_and_bounded(void)
         {b.segment, b.offset, 500, 10},
         {a.segment, a.offset, BLOCK, 0},
     };
-    CHECK(store_get(store, pieces, 4, false, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, pieces, 4, STORE_READ, &evidence, got) == STATUS_OK);
     CHECK(memcmp(got, first + BLOCK - 10, 10) == 0 && memcmp(got + 10, second, 10) == 0 &&
           memcmp(got + 20, second + 500, 10) == 0);
-    CHECK(store_get(store, pieces, 0, false, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, pieces, 0, STORE_READ, &evidence, got) == STATUS_OK);
     CHECK(get(store, a, BLOCK - 9, 10, got) == STATUS_OUTSIDE);
     CHECK(get(store, a, UINT32_MAX, 10, got) == STATUS_OUTSIDE);
     CHECK(evidence.segment == a.segment && evidence.offset == a.offset);
@@ -125,6 +125,81 @@ static void pieces_are_joined_and_bounded(void)
     CHECK(get(store, a, 0, 10, got) == STATUS_CORRUPT_HEADER);
     a.segment = 77;
     CHECK(get(store, a, 0, 10, got) == STATUS_ERRNO && evidence.error == ENOENT);
+    store_close(store);
+    check_remove(directory);
+}
+
+static void each_block_is_read_once_wherever_its_pieces_go(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory, 1 << 20);
+    struct store_place place[] = {put(store, 1, 3), put(store, 2, 3)};
+    static uint8_t whole[2][BLOCK];
+    struct store_piece pieces[21];
+    uint8_t got[21 * 10];
+    struct store_stats stats;
+
+    store_limit_cache(store, 0);
+    for (unsigned which = 0; which < 2; which++)
+        check_fill_text(whole[which], BLOCK, which + 1);
+    for (uint32_t i = 0; i < 21; i++)
+        pieces[i] = (struct store_piece){place[i % 2].segment, place[i % 2].offset, i * 1000, 10};
+    pieces[7] = (struct store_piece){0, 0, 0, 10};
+    CHECK(store_get(store, pieces, 21, STORE_READ, &evidence, got) == STATUS_OK);
+    for (size_t i = 0; i < 21; i++)
+        if (i != 7)
+            CHECK(memcmp(got + i * 10, whole[i % 2] + i * 1000, 10) == 0);
+    CHECK(memcmp(got + 70, (uint8_t[10]){0}, 10) == 0);
+    store_stats(store, &stats);
+    CHECK(stats.cache_misses == 2);
+    store_close(store);
+    check_remove(directory);
+}
+
+/* Levels: one that stores raw, and one of which zstd makes eight pieces. */
+static void little_of_a_block_is_read_as_far_as_it_goes_and_not_kept(void)
+{
+    enum { LARGE = 1 << 20 };
+    const char *directory = check_directory();
+    struct store *store = open_store(directory, 1 << 24);
+    static uint8_t whole[LARGE];
+    struct store_stats stats;
+    uint8_t got[100];
+
+    check_fill_text(whole, LARGE, 1);
+    for (int level = 0; level <= 3; level += 3) {
+        struct store_chunk chunk = {whole, LARGE};
+        struct store_place place;
+        CHECK(store_put(store, &chunk, 1, level, 0, &evidence, &place) == STATUS_OK);
+        for (uint32_t start = 0; start <= LARGE - 100; start += (LARGE - 100) / 7) {
+            struct store_piece piece = {place.segment, place.offset, start, 100};
+            CHECK(store_get(store, &piece, 1, STORE_READ_WHOLE_FILE, &evidence, got) == STATUS_OK);
+            CHECK(memcmp(got, whole + start, 100) == 0);
+        }
+        struct store_piece beyond = {place.segment, place.offset, LARGE - 50, 100};
+        CHECK(store_get(store, &beyond, 1, STORE_READ_WHOLE_FILE, &evidence, got) ==
+              STATUS_OUTSIDE);
+    }
+    store_stats(store, &stats);
+    CHECK(stats.cache_misses == 18 && stats.cache_bytes == 0);
+    store_close(store);
+    check_remove(directory);
+}
+
+static void a_file_that_has_much_of_a_block_leaves_it_in_the_cache(void)
+{
+    const char *directory = check_directory();
+    struct store *store = open_store(directory, 1 << 20);
+    struct store_place place = put(store, 1, 3);
+    struct store_piece much = {place.segment, place.offset, 0, 70000};
+    struct store_piece little = {place.segment, place.offset, 70000, 10};
+    static uint8_t got[BLOCK];
+    struct store_stats stats;
+
+    CHECK(store_get(store, &much, 1, STORE_READ_WHOLE_FILE, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, &little, 1, STORE_READ_WHOLE_FILE, &evidence, got) == STATUS_OK);
+    store_stats(store, &stats);
+    CHECK(stats.cache_misses == 1 && stats.cache_hits == 1 && stats.cache_bytes == BLOCK);
     store_close(store);
     check_remove(directory);
 }
@@ -400,7 +475,7 @@ static void a_large_block_is_decompressed_as_far_as_it_is_read(void)
     CHECK(get(store, place, 0, 0, got) == STATUS_OK);
     struct store_piece backwards[] = {{place.segment, place.offset, 2 << 20, 10},
                                       {place.segment, place.offset, 10, 10}};
-    CHECK(store_get(store, backwards, 2, false, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, backwards, 2, STORE_READ, &evidence, got) == STATUS_OK);
     CHECK(memcmp(got, bytes + (2 << 20), 10) == 0 && memcmp(got + 10, bytes + 10, 10) == 0);
     CHECK(get(store, place, WHOLE, 1, got) == STATUS_OUTSIDE);
     free(bytes);
@@ -451,6 +526,9 @@ int main(void)
     RUN(names_of_segments);
     RUN(what_was_put_is_read_back_after_reopening);
     RUN(pieces_are_joined_and_bounded);
+    RUN(each_block_is_read_once_wherever_its_pieces_go);
+    RUN(little_of_a_block_is_read_as_far_as_it_goes_and_not_kept);
+    RUN(a_file_that_has_much_of_a_block_leaves_it_in_the_cache);
     RUN(what_does_not_shrink_is_stored_raw);
     RUN(what_no_level_shrinks_is_probed_and_left);
     RUN(what_holds_some_text_is_not_left);

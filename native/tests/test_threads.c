@@ -68,7 +68,7 @@ static void *getter(void *argument)
         struct evidence evidence;
         struct store_piece pieces[] = {{place.segment, place.offset, 0, 1000},
                                        {place.segment, place.offset, 1000, BLOCK - 1000}};
-        enum status status = store_get(store, pieces, 2, false, &evidence, got);
+        enum status status = store_get(store, pieces, 2, STORE_READ, &evidence, got);
         if (status == STATUS_ERRNO && evidence.error == ENOENT) {
             atomic_fetch_add(&gone, 1);
             continue;
@@ -159,7 +159,7 @@ static void *read_shared(void *argument)
     struct store_piece piece = {shared_place.segment, shared_place.offset, 0, BLOCK};
     (void)argument;
     pthread_barrier_wait(&start_line);
-    CHECK(store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK);
+    CHECK(store_get(store, &piece, 1, STORE_READ, &evidence, got) == STATUS_OK);
     return NULL;
 }
 
@@ -205,7 +205,7 @@ static void *read_large(void *argument)
     for (int i = 0; i < LARGE_READS; i++) {
         uint32_t start = (uint32_t)(check_random(&state) % (LARGE - BLOCK));
         struct store_piece piece = {shared_place.segment, shared_place.offset, start, BLOCK};
-        CHECK(store_get(store, &piece, 1, false, &evidence, got) == STATUS_OK);
+        CHECK(store_get(store, &piece, 1, STORE_READ, &evidence, got) == STATUS_OK);
         CHECK(memcmp(got, large + start, BLOCK) == 0);
         if (check_random(&state) % 16 == 0)
             store_drop_cache(store);

@@ -176,6 +176,24 @@ def test_cached_only_reads_nothing(store):
     assert store.stats()["cache_bytes"] == 0
 
 
+def test_little_of_a_block_that_a_whole_file_is_read_from_is_not_kept(store):
+    data = text(600_000)
+    segment, offset, _ = store.put([data], 3)
+    little = [(segment, offset, start, 1000) for start in (500_000, 10, 250_000)]
+    expected = b"".join(data[start : start + 1000] for _, _, start, _ in little)
+    assert store.get(little, whole_file=True) == expected
+    assert (store.stats()["cache_misses"], store.stats()["cache_bytes"]) == (1, 0)
+    assert store.get([(segment, offset, 0, len(data))], whole_file=True) == data
+    assert store.stats()["cache_bytes"] == len(data)
+
+
+def test_what_is_given_back_is_made_again(store):
+    place = store.put([text(4000)], 3)[:2]
+    store.give_back()
+    assert len(store.get([(*place, 0, 4000)])) == 4000
+    assert store.put([text(5000)], 3)[1] > place[1]
+
+
 def test_the_cache_is_shrunk_and_grows_again(store):
     places = [(*store.put([text(4000)], 3)[:2], 0, 4000) for _ in range(4)]
     for limit, cached in ((8000, 8000), (0, 0), (12_000, 12_000)):

@@ -55,7 +55,7 @@ async def test_the_heap_is_given_back_when_it_has_grown_and_once_more_when_less_
 
     monkeypatch.setattr(memory, "own_bytes", lambda: used + kept << 20)
     monkeypatch.setattr(memory, "give_back", give_back)
-    heap = memory.Heap()
+    heap = memory.Heap(lambda: None)
     for used in (131, 133):  # noqa: B007
         await heap.tidy()
     assert given == [133]

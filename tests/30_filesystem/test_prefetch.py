@@ -59,6 +59,42 @@ def test_what_was_used_once_is_not_expected_and_what_is_used_mostly_stays_so() -
     assert set(expected(habits)) == {"talk", "prompt", "new"}
 
 
+def at_work(habits: Habits, at_s: float, *names: str, for_turns: str = "") -> list[bool]:
+    """What an agent that uses files is said to be after each."""
+    found = []
+    for name in names:
+        habits.use(b"a", at_s)
+        inode = hash(name)
+        if habits.is_to_learn(b"a", inode, at_s):
+            habits.learn(b"a", inode, (1, name.encode()), is_for_turns=name in for_turns)
+        found.append(habits.is_to_serve(b"a"))
+    return found
+
+
+def test_an_agent_is_at_work_when_it_begins_as_it_mostly_does_or_uses_two_of_its_habits() -> None:
+    habits = Habits()
+    assert at_work(habits, 0.0, "prompt", "tool", "talk") == [False] * 3
+    assert at_work(habits, LONG_S, "prompt", "tool") == [True, False], "once each time"
+    assert at_work(habits, 2 * LONG_S, "tool", "new", "talk") == [False, False, True]
+    assert at_work(habits, 3 * LONG_S, "new") == [False]
+
+
+def test_who_reads_what_is_for_every_turn_is_at_work_though_nothing_else_is_known_of_it() -> None:
+    habits = Habits()
+    at_work(habits, 0.0, "talk")
+    assert at_work(habits, LONG_S, "prompt", "tool", for_turns="prompt tool") == [False, True]
+    assert "talk" in expected(habits)
+
+
+def test_who_reads_one_file_of_an_agent_does_not_make_it_forget_the_others() -> None:
+    habits = Habits()
+    at_work(habits, 0.0, "prompt", "talk")
+    for time in range(1, 9):
+        assert at_work(habits, time * LONG_S, "talk") == [False]
+    assert at_work(habits, 9 * LONG_S, "prompt") == [True]
+    assert expected(habits) == {"prompt": 1.0, "talk": 1.0}
+
+
 def test_only_a_pause_makes_an_agent_be_taken_up_and_only_its_beginning_is_learned() -> None:
     habits = Habits()
     assert habits.use(b"a", 0.0)
@@ -246,6 +282,33 @@ async def test_a_file_that_was_written_anew_and_renamed_is_known_again(taken: Ta
     assert taken.figures()[0] == 1
 
 
+async def test_who_reads_the_conversations_of_all_agents_makes_nothing_be_brought(
+    taken: Taken,
+) -> None:
+    await taken.make(*taken.ALL)
+    await taken.use(taken.PROMPT, taken.TOOL, taken.TALK)
+    await taken.forget()
+    await taken.use(taken.TALK)
+    assert taken.are_here(taken.PROMPT, taken.TOOL) == [False, False]
+    await taken.use(taken.TOOL)
+    assert taken.are_here(taken.PROMPT) == [True], "it was the agent itself"
+
+
+async def test_what_an_agent_has_just_written_and_reads_again_is_no_habit(relayed: Taken) -> None:
+    result, talk = "/agents/a/results/r", "/agents/a/conversations/new"
+    await relayed.make(*relayed.ALL)
+    relayed.shell.mkdir("/agents/a/results")
+    for _ in range(2):
+        await relayed.use(relayed.PROMPT)
+        for path in (result, talk):
+            await relayed.shell.write(path, os.urandom(FILE_BYTES))
+            await relayed.use(path)
+        await relayed.shell.sync()
+        await relayed.forget()
+    await relayed.use(relayed.PROMPT)
+    assert relayed.are_here(result, talk) == [False, True], "a conversation is gone on with"
+
+
 async def test_switched_off_it_brings_nothing_and_still_learns(taken: Taken) -> None:
     await taken.make(*taken.ALL)
     taken.prefetcher.is_on = False
@@ -257,6 +320,20 @@ async def test_switched_off_it_brings_nothing_and_still_learns(taken: Taken) -> 
     await taken.forget()
     await taken.use(taken.TALK)
     assert taken.are_here(taken.PROMPT) == [True]
+
+
+@pytest.mark.parametrize("asked", [1, 10_000])
+async def test_who_waits_for_bytes_has_the_cores_first(
+    taken: Taken, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await taken.make(*taken.ALL)
+    await taken.use(*taken.ALL)
+    await taken.forget()
+    left = iter([True] * asked)
+    monkeypatch.setattr(taken.prefetcher, "_is_crowded", lambda: next(left, False))
+    monkeypatch.setattr("agentfs.filesystem.prefetch._TOO_LATE_S", 0.1)
+    await taken.use(taken.TALK)
+    assert taken.are_here(taken.PROMPT, taken.TOOL) == [asked == 1] * 2, "too late, it is given up"
 
 
 async def test_files_of_nobody_teach_nothing(taken: Taken) -> None:

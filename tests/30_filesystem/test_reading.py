@@ -33,11 +33,11 @@ class WatchedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def get(self, pieces: Sequence[Any], *, cached_only: bool = False) -> Any:
-        if self._is_first and not cached_only:
+    def get(self, pieces: Sequence[Any], **how: bool) -> Any:
+        if self._is_first and not how.get("cached_only"):
             self._both.wait()
             self._is_first = False
-        return self._store.get(pieces, cached_only=cached_only)
+        return self._store.get(pieces, **how)
 
 
 async def copied(shell: Shell, path: str) -> bytes:
