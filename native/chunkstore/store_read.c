@@ -216,9 +216,8 @@ static enum status get_group(struct store *store, const struct destined *group, 
     }
     end = end < BLOCK_RAW_MAX ? end : BLOCK_RAW_MAX;
     bool is_little = reading == STORE_READ_WHOLE_FILE && taken < LITTLE_BYTES;
-    enum status status =
-        cache_get(&store->cache, first->segment, first->offset, (uint32_t)end,
-                  is_little || reading == STORE_READ_CACHED, evidence, &block);
+    enum status status = cache_get(&store->cache, first->segment, first->offset, (uint32_t)end,
+                                   is_little || reading == STORE_READ_CACHED, evidence, &block);
     if (status == STATUS_NOT_CACHED && is_little)
         return copy_past_cache(store, group, count, (uint32_t)end, evidence);
     if (status != STATUS_OK)
