@@ -14,7 +14,7 @@ run:
 
 test:
 	scripts/setup test
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto --dist loadfile
 
 lint:
 	scripts/setup test lint
