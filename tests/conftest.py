@@ -37,6 +37,10 @@ FUSECTL = Path("/sys/fs/fuse/connections")
 os.environ["PYTHONPATH"] = str(Path(agentfs.__file__).resolve().parents[1])
 os.environ["PYTHONSAFEPATH"] = "1"
 
+# A terminal's size is its own; pytest's workers are told that of another.
+for variable in ("COLUMNS", "LINES"):
+    os.environ.pop(variable, None)
+
 # A shell without job control lets what it starts in the background ignore it, and their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -99,7 +99,7 @@ READERS = ["nobody", "one", "both", "one maps", "both map"]
 
 
 @pytest.fixture
-def shared(mounted: Any) -> Path:
+def shared(mounted: Any, open_to_all: None) -> Path:
     """A directory for each reader with two files of one sealed content, one of them linked."""
     for reader in READERS:
         directory = mounted.path / reader
@@ -110,9 +110,6 @@ def shared(mounted: Any) -> Path:
     mounted.agentfs("sync", mounted.path)
     path: Path = mounted.path
     path.chmod(0o755)
-    for parent in path.parents:
-        if parent.name.startswith("pytest-") or parent.parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
     return path
 
 
