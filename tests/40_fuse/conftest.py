@@ -30,6 +30,9 @@ def as_root() -> None:
         pytest.skip("needs root")
 
 
+_TO_ALL = stat.S_IXGRP | stat.S_IXOTH
+
+
 @pytest.fixture
 def open_to_all(tmp_path: Path) -> Iterator[None]:
     """Let other users through to the mount."""
@@ -37,8 +40,8 @@ def open_to_all(tmp_path: Path) -> Iterator[None]:
     path = tmp_path
     while path != path.parent and path.stat().st_uid == os.geteuid():
         mode = path.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            path.chmod(mode | stat.S_IXOTH)
+        if mode | _TO_ALL != mode:
+            path.chmod(mode | _TO_ALL)
             changed.append((path, mode))
         path = path.parent
     yield
