@@ -6,7 +6,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,14 @@ _TO_ALL = stat.S_IXGRP | stat.S_IXOTH
 
 
 @pytest.fixture
-def open_to_all(tmp_path: Path) -> Iterator[None]:
-    """Let other users through to the mount."""
-    changed = []
+def open_to_all(tmp_path: Path) -> None:
+    """Let other users through to the mount, for good: other tests have the same directories."""
     path = tmp_path
     while path != path.parent and path.stat().st_uid == os.geteuid():
         mode = path.stat().st_mode
         if mode | _TO_ALL != mode:
             path.chmod(mode | _TO_ALL)
-            changed.append((path, mode))
         path = path.parent
-    yield
-    for path, mode in changed:
-        path.chmod(mode)
 
 
 def start_script(
