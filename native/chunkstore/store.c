@@ -69,7 +69,7 @@ enum status store_open(const char *directory, const struct store_options *option
     struct store *store = calloc(1, sizeof *store);
     if (store == NULL)
         return STATUS_NO_MEMORY;
-    struct cache_source source = {store, store_load_block, store_unload_block};
+    struct cache_source source = {store, store_load_ahead, store_unload_block};
     store->read_only = options->read_only;
     store->segment_bytes = options->segment_bytes;
     store->directory = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -11,6 +11,8 @@
 enum {
     /* From that size on a block is decompressed no further than somebody reads. */
     PIECEMEAL_FROM_BYTES = 512 << 10,
+    /* Into the cache go as many at a time: neighbours are read next, each by way of a thread. */
+    AHEAD_BYTES = 1 << 20,
     HUGE_PAGE_BYTES = 2 << 20,
     /*
      * Of a block that a whole file is read from: such pieces are of what the file shares with
@@ -104,10 +106,9 @@ static enum status open_block(struct store *store, uint64_t segment, uint64_t of
     return status;
 }
 
-enum status store_load_block(void *context, uint64_t segment, uint64_t offset, uint32_t end,
-                             struct evidence *evidence, struct cached_bytes *bytes)
+static enum status load_block(struct store *store, uint64_t segment, uint64_t offset, uint32_t end,
+                              struct evidence *evidence, struct cached_bytes *bytes)
 {
-    struct store *store = context;
     enum status status = STATUS_OK;
 
     if (bytes->rest == NULL) {
@@ -132,6 +133,13 @@ enum status store_load_block(void *context, uint64_t segment, uint64_t offset, u
         bytes->rest = NULL;
     }
     return STATUS_OK;
+}
+
+enum status store_load_ahead(void *context, uint64_t segment, uint64_t offset, uint32_t end,
+                             struct evidence *evidence, struct cached_bytes *bytes)
+{
+    uint32_t ahead = (end + AHEAD_BYTES - 1) / AHEAD_BYTES * AHEAD_BYTES;
+    return load_block(context, segment, offset, ahead, evidence, bytes);
 }
 
 void store_unload_block(void *context, struct cached_bytes *bytes)
@@ -187,8 +195,7 @@ static enum status copy_past_cache(struct store *store, const struct destined *g
     struct cached_bytes block = {0};
 
     cache_passed_by(&store->cache);
-    enum status status =
-        store_load_block(store, first->segment, first->offset, end, evidence, &block);
+    enum status status = load_block(store, first->segment, first->offset, end, evidence, &block);
     if (status == STATUS_OK)
         status = copy_pieces(group, count, &block, evidence);
     store_unload_block(store, &block);

@@ -50,7 +50,7 @@ static inline enum status failed(struct evidence *evidence, int error)
 }
 
 /* How the cache has blocks; its context is the store. */
-enum status store_load_block(void *context, uint64_t segment, uint64_t offset, uint32_t end,
+enum status store_load_ahead(void *context, uint64_t segment, uint64_t offset, uint32_t end,
                              struct evidence *evidence, struct cached_bytes *bytes);
 void store_unload_block(void *context, struct cached_bytes *bytes);
 
