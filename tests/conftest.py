@@ -27,10 +27,10 @@ from agentfs.cli.mounts import all_mounts
 from agentfs.control import lock
 from agentfs.filesystem.staging import OWN_TMPFS, alone
 from agentfs.fuse._relay import passthrough_available
+from fakes.connection import Connection
 
 COMMAND_LIMIT_S = 60.0
 TEST_LIMIT_S = 120.0
-FUSECTL = Path("/sys/fs/fuse/connections")
 
 # Programs that tests start use the agentfs that the tests use, not one that happens to lie in
 # their working directory: an installed one has the C extension, a bare source tree has not.
@@ -70,7 +70,7 @@ class Mounted:
         self.path = path
         self._options = options
         self._deadline = time.monotonic() + limit_s
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._connections: list[Connection] = []
         self.pid = 0
 
     def agentfs(self, *arguments: str | Path, check: bool = True) -> str:
@@ -88,12 +88,14 @@ class Mounted:
         """Mount the store; it must not be mounted."""
         answer = self.agentfs("mount", self.path, "--store", self.store, "--json", *self._options)
         self.pid = json.loads(answer)["pid"]
-        self._watch()
+        self._keep_connections()  # of an earlier mount, which ended without umount()
+        self._connections.append(Connection(self.path))
+        self._connections[-1].abort_after(max(self._deadline - time.monotonic(), 1.0))
 
     def umount(self) -> None:
         """Unmount as a user would, sealing everything."""
         self.agentfs("umount", self.path)
-        self._unwatch()
+        self._keep_connections()
 
     def remount(self) -> None:
         """Unmount if mounted, and mount again: what was in memory only is gone."""
@@ -103,7 +105,7 @@ class Mounted:
 
     def kill(self) -> None:
         """End the daemon as a crash would; the dead mount stays. Returns when it is gone."""
-        self._unwatch()
+        self._keep_connections()
         self._send_kill()
         self._wait_for_end()
 
@@ -119,11 +121,11 @@ class Mounted:
         The kill comes first, or the daemon might just be unmounting its tmpfs; what it waits for,
         should it hang, ends with the connection.
         """
-        self._unwatch()
+        self._keep_connections()
         self._send_kill()
-        for abort in self._abort_files():
-            with contextlib.suppress(OSError):
-                abort.write_text("1")
+        for connection in self._connections:
+            connection.abort()
+            connection.close()
         detach(self.path)
         self._wait_for_end()
         self.lose_tmpfs()
@@ -160,32 +162,9 @@ class Mounted:
         except OSError:
             return self.pid if is_agentfs(self.pid) else None
 
-    def _abort_files(self) -> list[Path]:
-        return [
-            FUSECTL / str(mount.device_minor) / "abort"
-            for mount in all_mounts()
-            if mount.mountpoint == self.path and mount.is_agentfs
-        ]
-
-    def _watch(self) -> None:
-        self._unwatch()  # of an earlier mount, which ended without umount()
-        mount_fusectl()
-        left_s = max(self._deadline - time.monotonic(), 1.0)
-        script = 'sleep "$1"; shift; for f; do echo 1 >"$f"; done'
-        self._watchdog = subprocess.Popen(
-            ["sh", "-c", script, "watchdog", f"{left_s:.0f}", *map(str, self._abort_files())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def _unwatch(self) -> None:
-        if self._watchdog is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._watchdog.pid, signal.SIGKILL)
-            self._watchdog.wait()
-            self._watchdog = None
+    def _keep_connections(self) -> None:
+        for connection in self._connections:
+            connection.keep()
 
 
 def is_agentfs(pid: int) -> bool:
@@ -219,12 +198,6 @@ def detach(path: Path) -> None:
                 return
         elif subprocess.run(["fusermount3", "-u", "-z", path], check=False).returncode != 0:
             return
-
-
-def mount_fusectl() -> None:
-    """Have /sys/fs/fuse/connections, which containers often lack."""
-    if os.geteuid() == 0 and not any(mount.mountpoint == FUSECTL for mount in all_mounts()):
-        subprocess.run(["mount", "-t", "fusectl", "none", FUSECTL], check=False)
 
 
 MountStore = Callable[..., Mounted]

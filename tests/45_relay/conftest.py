@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,8 @@ from typing import Any
 
 import pytest
 
-FUSECTL = Path("/sys/fs/fuse/connections")
+from fakes.connection import Connection
+
 REPLY_LIMIT_S = 20.0
 TEST_LIMIT_S = 60
 
@@ -45,7 +45,7 @@ class Served:
         self.path = path
         self.backing = backing
         self.process = process
-        self.device = 0
+        self.connection: Connection | None = None
 
     def receive(self) -> Any:
         """What the process says next."""
@@ -79,18 +79,6 @@ class Served:
             assert time.monotonic() < deadline, f"{expression} is {value}, not {wanted}"
             time.sleep(0.01)
 
-    def abort(self) -> None:
-        """End the FUSE connection: nothing that waits for it waits any longer."""
-        control = FUSECTL / str(self.device) / "abort"
-        if control.exists():
-            control.write_text("1")
-
-
-def _aborter(device: int) -> subprocess.Popen[bytes]:
-    """Aborts the connection when the test takes too long: a process, as this one may hang."""
-    script = f"sleep {TEST_LIMIT_S - 5}; echo 1 > {FUSECTL}/{device}/abort"
-    return subprocess.Popen(["sh", "-c", script], start_new_session=True, stderr=subprocess.DEVNULL)
-
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
@@ -98,7 +86,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     reason = _why_not()
     if reason is not None:
         pytest.skip(f"no relay here: {reason}")
-    all_served: list[tuple[Served, subprocess.Popen[bytes]]] = []
+    all_served: list[Served] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as backing:
 
         def start(*options: str) -> Served:
@@ -113,16 +101,16 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             )
             served = Served(path, Path(backing), process)
             assert served.receive() == "mounted"
-            served.device = os.minor(path.stat().st_dev)
-            all_served.append((served, _aborter(served.device)))
+            served.connection = Connection(path)
+            served.connection.abort_after(TEST_LIMIT_S - 5)
+            all_served.append(served)
             return served
 
         yield start
-        for served, aborter in all_served:
-            served.abort()
+        for served in all_served:
+            served.connection.abort()
             subprocess.run(["umount", "-l", served.path], check=False, stderr=subprocess.DEVNULL)
-            os.killpg(aborter.pid, signal.SIGKILL)
-            aborter.wait()
+            served.connection.close()
             served.process.stdin.close()
             try:
                 served.process.wait(REPLY_LIMIT_S)

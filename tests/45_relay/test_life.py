@@ -113,7 +113,7 @@ def test_an_aborted_connection_ends_the_daemon(served):
     served.fill("image", 4096)
     served.ask("fs.add('f', fs.image('image'))")
     with open(served.path / "f", "rb", buffering=0) as file:
-        served.abort()
+        served.connection.abort()
         assert served.process.wait(20) == 0
         assert len(file.read()) == 4096, "what is open goes on reading"
     with pytest.raises(OSError, match="not connected"):
@@ -133,7 +133,7 @@ def test_requests_pending_at_an_abort_return(served):
     thread = threading.Thread(target=look)
     thread.start()
     time.sleep(0.3)
-    served.abort()
+    served.connection.abort()
     thread.join(20)
     assert not thread.is_alive()
     assert len(errors) == 1
