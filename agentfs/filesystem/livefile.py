@@ -454,9 +454,12 @@ class InodeTable:
             live.staged.close()
         if live.inode.id in self._unlinked:
             self._retire(live.inode.id)
-        elif live.inode.id in self._read:
-            return
-        elif live.staged is None and live.image is None and live.nodeid == live.inode.id:
+        elif (
+            live.staged is None
+            and live.image is None
+            and live.nodeid == live.inode.id
+            and live.inode.id not in self._read
+        ):
             del self._live[live.inode.id]
 
     def _retire(self, inode_id: int) -> None:
@@ -497,28 +500,25 @@ class InodeTable:
         live.inode.atime_ns = now_ns
         self._read[live.inode.id] = live
         if len(self._read) >= _READS_AT:
-            try:
-                self.record_reads()
-            except OSError as error:
-                log.error("cannot record times of access: %s", error)
+            self.record_reads()
 
     def record_reads(self) -> None:
-        """Write the times of access that are not in their rows yet.
-
-        :raises OSError: the disk failed; they are not tried again
-        """
+        """Write the times of access that their rows lack; they are lost if the disk fails."""
         read, self._read = self._read, {}
+        if not read:
+            return
         try:
-            if read:
-                with self._index.transaction:
-                    for live in read.values():
-                        self._index.inodes.set_atime(live.inode.id, live.inode.atime_ns)
-        finally:
-            for live in read.values():
-                self.released(live)
+            with self._index.transaction:
+                for live in read.values():
+                    self._index.inodes.set_atime(live.inode.id, live.inode.atime_ns)
+        except OSError as error:
+            log.error("cannot record times of access: %s", error)
+        for live in read.values():
+            self.released(live)
 
     def abandon_kernel_state(self) -> None:
         """The mount is gone: nothing is open, nothing is known to the kernel."""
+        self.record_reads()
         self._lookups.clear()
         for live in list(self._live.values()):
             live.handles = live.writers = 0

@@ -108,9 +108,7 @@ def map_from(size_bytes: int) -> None:
     By itself glibc raises that limit to the largest that was freed, and keeps what is below it
     in a heap for each thread.
     """
-    mallopt = getattr(_libc, "mallopt", None)  # not everybody's
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, size_bytes)
+    _mallopt(_M_MMAP_THRESHOLD, size_bytes)
 
 
 def limit_heaps(count: int) -> None:
@@ -118,9 +116,13 @@ def limit_heaps(count: int) -> None:
 
     What one has freed in its own no other finds.
     """
-    mallopt = getattr(_libc, "mallopt", None)
+    _mallopt(_M_ARENA_MAX, count)
+
+
+def _mallopt(option: int, value: int) -> None:
+    mallopt = getattr(_libc, "mallopt", None)  # glibc's alone
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, count)
+        mallopt(option, value)
 
 
 def give_back() -> None:

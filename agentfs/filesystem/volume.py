@@ -423,7 +423,6 @@ class Volume:
     async def seal_for_close(self) -> None:
         """After the mount is gone: remove what no name leads to, and seal the rest."""
         self.files.abandon()
-        self.table.record_reads()
         self.table.abandon_kernel_state()
         for file in list(self.table.staged_files()):
             self.files.unstage_if_sealed(file)  # its copy was kept for who had it open for writing

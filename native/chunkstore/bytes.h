@@ -1,4 +1,4 @@
-/* Little-endian integers at any alignment. */
+/* Integers at any alignment, little-endian if not said otherwise. */
 #ifndef AGENTFS_BYTES_H
 #define AGENTFS_BYTES_H
 
@@ -21,6 +21,11 @@ static inline uint32_t load32(const uint8_t *at)
     uint32_t value;
     memcpy(&value, at, sizeof value);
     return value;
+}
+
+static inline uint32_t load32_big_endian(const uint8_t *at)
+{
+    return __builtin_bswap32(load32(at));
 }
 
 static inline uint64_t load64(const uint8_t *at)

@@ -145,7 +145,7 @@ int frames_open(struct frames *frames, sqlite3_file *log)
     result = read_file(log, header, wanted, 0);
     if (result != SQLITE_OK)
         return result;
-    frames->is_plain = (__builtin_bswap32(load32(header)) & ~1u) == PLAIN_MAGIC;
+    frames->is_plain = (load32_big_endian(header) & ~1u) == PLAIN_MAGIC;
     if (wanted < RECORDS_AT || memcmp(header, log_magic, sizeof log_magic) != 0)
         return SQLITE_OK; /* to SQLite it is empty, unless it is its own */
     memcpy(frames->header, header + LOG_MAGIC_BYTES, LOG_HEADER_BYTES);
@@ -168,11 +168,6 @@ static int read_record(struct frames *frames, sqlite3_file *log, uint64_t at,
     return log_read_record(bytes, size, at, record) ? SQLITE_OK : SQLITE_IOERR_DATA;
 }
 
-static uint32_t number_of(const uint8_t number[4])
-{
-    return __builtin_bswap32(load32(number));
-}
-
 static bool is_known(struct frames *frames, uint32_t number, uint64_t at)
 {
     return version_of(frames, number)->at == at;
@@ -190,7 +185,7 @@ static int read_page(struct frames *frames, sqlite3_file *log, uint64_t at, stru
     if (result != SQLITE_OK)
         return result;
     struct record record = *newest;
-    uint32_t number = number_of(newest->number);
+    uint32_t number = load32_big_endian(newest->number);
     if (is_known(frames, number, at)) {
         memcpy(page, page_of(frames, number), PAGES_BYTES);
         return SQLITE_OK;
@@ -217,7 +212,7 @@ static int read_page(struct frames *frames, sqlite3_file *log, uint64_t at, stru
 static void remember(struct frames *frames, const struct record *record, uint64_t at,
                      const uint8_t page[PAGES_BYTES])
 {
-    uint32_t number = number_of(record->number);
+    uint32_t number = load32_big_endian(record->number);
     struct version *version = version_of(frames, number);
 
     version->at = at;
@@ -240,8 +235,8 @@ static int read_frame(struct frames *frames, sqlite3_file *log, size_t frame,
     memcpy(bytes + FRAME_COMMIT_AT, record.commit, sizeof record.commit);
     memcpy(bytes + FRAME_SALTS_AT, frames->header + LOG_SALTS_AT, FRAME_SALTS_BYTES);
     memcpy(bytes + FRAME_CHECKSUM_AT, record.checksum, FRAME_CHECKSUM_BYTES);
-    const struct version *version = version_of(frames, number_of(record.number));
-    if (version->number != number_of(record.number) || version->at < at)
+    const struct version *version = version_of(frames, load32_big_endian(record.number));
+    if (version->number != load32_big_endian(record.number) || version->at < at)
         remember(frames, &record, at, page); /* who reads all of them needs it for the next */
     return SQLITE_OK;
 }
@@ -337,7 +332,7 @@ static int begin_log(struct frames *frames, sqlite3_file *log, const uint8_t *he
 static void encode(struct frames *frames, uint64_t at, const uint8_t page[PAGES_BYTES],
                    uint8_t *bytes, struct record *record)
 {
-    uint32_t number = number_of(record->number);
+    uint32_t number = load32_big_endian(record->number);
     const struct version *before = version_of(frames, number);
     uint8_t *body = bytes + RECORD_HEADER_BYTES;
 

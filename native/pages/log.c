@@ -5,10 +5,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "bytes.h"
 #include "crc32c.h"
+#include "io.h"
 
 enum {
     CRC_BYTES = 4,
@@ -88,8 +88,7 @@ bool log_scan_next(struct log_scan *scan, struct record *record)
 
 static uint32_t word(const uint8_t *at, bool big_endian)
 {
-    uint32_t value = load32(at);
-    return big_endian ? __builtin_bswap32(value) : value;
+    return big_endian ? load32_big_endian(at) : load32(at);
 }
 
 /* As SQLite asks: of one that is not good it takes nothing. */
@@ -105,22 +104,13 @@ static bool header_is_good(const uint8_t header[LOG_HEADER_BYTES])
            sum[1] == word(header + LOG_CHECKSUM_AT + 4, true);
 }
 
-static ssize_t read_fully(void *source, uint8_t *into, size_t size, uint64_t offset)
+static ssize_t read_log(void *source, uint8_t *into, size_t size, uint64_t offset)
 {
     const int *fd = source;
-    size_t done = 0;
+    size_t got;
 
-    while (done < size) {
-        ssize_t count = pread(*fd, into + done, size - done, (off_t)(offset + done));
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count < 0)
-            return -1;
-        if (count == 0)
-            break;
-        done += (size_t)count;
-    }
-    return (ssize_t)done;
+    errno = io_read(*fd, into, size, offset, &got);
+    return errno ? -1 : (ssize_t)got;
 }
 
 static size_t commits_behind_end(struct log_scan *scan, bool has_ended)
@@ -150,13 +140,13 @@ int log_commits_behind_end(int fd, size_t *lost)
     uint8_t header[RECORDS_AT];
 
     *lost = 0;
-    ssize_t size = read_fully(&fd, header, sizeof header, 0);
+    ssize_t size = read_log(&fd, header, sizeof header, 0);
     if (size < RECORDS_AT)
         return size < 0 ? errno : 0;
     struct log_scan *scan = calloc(1, sizeof *scan);
     if (!scan)
         return ENOMEM;
-    scan->read = read_fully;
+    scan->read = read_log;
     scan->source = &fd;
     scan->offset = RECORDS_AT;
     bool is_ours = memcmp(header, log_magic, sizeof log_magic) == 0;

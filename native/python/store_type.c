@@ -604,26 +604,26 @@ static PyObject *store_remove_dictionary_method(struct store_object *self, PyObj
     return none_when(call_end(self, &call));
 }
 
-static PyObject *store_drop_cache_method(struct store_object *self, PyObject *unused)
+static PyObject *do_to(struct store_object *self, void (*act)(struct store *store))
 {
     struct call call;
 
-    (void)unused;
     if (!call_begin(self, &call))
         return NULL;
-    store_drop_cache(call.store);
+    act(call.store);
     return none_when(call_end(self, &call));
+}
+
+static PyObject *store_drop_cache_method(struct store_object *self, PyObject *unused)
+{
+    (void)unused;
+    return do_to(self, store_drop_cache);
 }
 
 static PyObject *store_give_back_method(struct store_object *self, PyObject *unused)
 {
-    struct call call;
-
     (void)unused;
-    if (!call_begin(self, &call))
-        return NULL;
-    store_give_back(call.store);
-    return none_when(call_end(self, &call));
+    return do_to(self, store_give_back);
 }
 
 static PyObject *store_limit_cache_method(struct store_object *self, PyObject *limit)

@@ -116,6 +116,21 @@ async def test_a_rename_that_finds_no_room_does_not_lend_its_victims_content(
     assert not miscounts(shell.volume.index)
 
 
+async def test_a_time_of_access_that_finds_no_room_keeps_no_store_open(
+    machine: Machine, shell: Shell, caplog: pytest.LogCaptureFixture
+) -> None:
+    await shell.write("/a", b"bytes")
+    await shell.sync()
+    shell.change("/a", atime_ns=1)
+    with index_full(shell):
+        await shell.read("/a")
+        machine.close()
+    assert "times of access" in caplog.text
+    shell = machine.open()
+    assert shell.inode("/a").atime_ns == 1
+    assert await shell.read("/a") == b"bytes"
+
+
 async def test_removing_goes_on_where_data_finds_no_room(shell: Shell) -> None:
     for number in range(5):
         await shell.write(f"/{number}", os.urandom(10_000))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ import pytest
 
 from agentfs.filesystem import staging
 from agentfs.fuse.operations import Operations
-from agentfs.fuse.resent import Opcode
 from agentfs.model import ROOT_INODE
 from fakes.volumes import Machine
 
@@ -195,16 +193,3 @@ async def test_a_handle_of_another_worker_means_the_same(operations: Operations)
 async def test_a_handle_that_nobody_gave_out_is_an_error(operations: Operations) -> None:
     with pytest.raises(pyfuse3.FUSEError):
         await operations.read(12345 << 4, 0, 10)
-
-
-def test_opcodes_are_those_of_the_kernel() -> None:
-    header = Path("/usr/include/linux/fuse.h")
-    if not header.exists():
-        pytest.skip("no kernel headers")
-    found = re.findall(r"^\tFUSE_(\w+)\s*= (\d+),", header.read_text(), flags=re.MULTILINE)
-    known = {name: int(number) for name, number in found}
-    ours = {opcode.name: int(opcode) for opcode in Opcode if opcode.name in known}
-    assert ours.items() <= known.items()
-    assert set(Opcode) - set(map(Opcode, ours.values())) <= {Opcode.COPY_FILE_RANGE_64}, (
-        "headers of before Linux 6.18 lack it"
-    )
