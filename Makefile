@@ -56,12 +56,14 @@ native-test:
 .PHONY: native-fuzz
 native-fuzz:
 	CC=clang $(MESON) setup build-fuzz --reconfigure -Dfuzz=true --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
-	$(MESON) compile -C build-fuzz fuzz_segment fuzz_columns fuzz_relay_request fuzz_relay_reply
-	mkdir -p build-fuzz/corpus build-fuzz/columns build-fuzz/relay_request build-fuzz/relay_reply
+	$(MESON) compile -C build-fuzz fuzz_segment fuzz_columns fuzz_log fuzz_relay_request fuzz_relay_reply
+	mkdir -p build-fuzz/corpus build-fuzz/columns build-fuzz/log build-fuzz/relay_request build-fuzz/relay_reply
 	build-fuzz/native/fuzz_segment -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 -verbosity=0 \
 	  -artifact_prefix=build-fuzz/ build-fuzz/corpus native/fuzz/corpus/segment
 	build-fuzz/native/fuzz_columns -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -print_final_stats=1 -verbosity=0 \
 	  -artifact_prefix=build-fuzz/ build-fuzz/columns native/fuzz/corpus/columns
+	build-fuzz/native/fuzz_log -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -print_final_stats=1 -verbosity=0 \
+	  -artifact_prefix=build-fuzz/ build-fuzz/log native/fuzz/corpus/log
 	for side in request reply; do build-fuzz/native/fuzz_relay_$$side -max_total_time=$(FUZZ_RELAY_SECONDS) -max_len=2048 \
 	  -print_final_stats=1 -verbosity=0 -artifact_prefix=build-fuzz/ build-fuzz/relay_$$side native/fuzz/corpus/relay_$$side || exit; done
 

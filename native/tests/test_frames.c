@@ -7,71 +7,11 @@
 #include "check.h"
 #include "difference.h"
 #include "log.h"
+#include "memory_file.h"
 
-enum { FILE_MAX = 4 << 20, FRAMES = 300, NUMBERS = 20 };
+enum { FRAMES = 300, NUMBERS = 20 };
 
-/* A file in memory, with a disk that may fail. */
-struct memory {
-    sqlite3_file base;
-    size_t size;
-    int writes_left; /* until one fails; -1: none does */
-    uint8_t bytes[FILE_MAX];
-};
-
-static struct memory *memory_of(sqlite3_file *file)
-{
-    return (struct memory *)file;
-}
-
-static int memory_read(sqlite3_file *file, void *into, int size, sqlite3_int64 offset)
-{
-    const struct memory *memory = memory_of(file);
-    size_t there = (size_t)offset < memory->size ? memory->size - (size_t)offset : 0;
-    size_t taken = there < (size_t)size ? there : (size_t)size;
-
-    memset(into, 0, (size_t)size);
-    memcpy(into, memory->bytes + offset, taken);
-    return taken == (size_t)size ? SQLITE_OK : SQLITE_IOERR_SHORT_READ;
-}
-
-static int memory_write(sqlite3_file *file, const void *from, int size, sqlite3_int64 offset)
-{
-    struct memory *memory = memory_of(file);
-    size_t taken = (size_t)size;
-
-    if (memory->writes_left == 0)
-        taken /= 2; /* and no more */
-    CHECK((size_t)offset + taken <= sizeof memory->bytes);
-    memcpy(memory->bytes + offset, from, taken);
-    if ((size_t)offset + taken > memory->size)
-        memory->size = (size_t)offset + taken;
-    if (memory->writes_left == 0)
-        return SQLITE_FULL;
-    memory->writes_left -= memory->writes_left > 0;
-    return SQLITE_OK;
-}
-
-static int memory_truncate(sqlite3_file *file, sqlite3_int64 size)
-{
-    memory_of(file)->size = (size_t)size;
-    return SQLITE_OK;
-}
-
-static int memory_size(sqlite3_file *file, sqlite3_int64 *size)
-{
-    *size = (sqlite3_int64)memory_of(file)->size;
-    return SQLITE_OK;
-}
-
-static const sqlite3_io_methods memory_methods = {
-    .iVersion = 1,
-    .xRead = memory_read,
-    .xWrite = memory_write,
-    .xTruncate = memory_truncate,
-    .xFileSize = memory_size,
-};
-
-static struct memory disk = {.base = {&memory_methods}, .writes_left = -1};
+static struct memory_file disk = MEMORY_FILE;
 static sqlite3_file *const file = &disk.base;
 
 static uint8_t header[LOG_HEADER_BYTES];
