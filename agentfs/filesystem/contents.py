@@ -198,47 +198,54 @@ class ContentReader:
             if is_hole:
                 hasher.hole(start, length)
                 continue
-            end = start + length
-            window = max(length // _WINDOWS_AT_ONCE + 1, _WINDOW_LEAST_BYTES)
-            window = min(window, _WINDOW_BYTES)
-            for first in range(start, end, _WINDOWS_AT_ONCE * window):
-                last = min(end, first + _WINDOWS_AT_ONCE * window)
-                windows = range(first, last, window)
-                for offset, data in zip(
-                    windows, await self._read_windows(content, windows, last), strict=True
-                ):
-                    if len(data) <= AT_ONCE_BYTES:
-                        _copy_window(fd, hasher, data, offset)
-                    else:
-                        await trio.to_thread.run_sync(_copy_window, fd, hasher, data, offset)
+            await self._copy_data(content, start, start + length, fd, hasher)
         os.ftruncate(fd, size)
         if size == recipe.size and hasher.digest() != recipe.digest:
             raise ContentDamaged(content, recipe.digest, hasher.digest())
 
-    async def _read_windows(self, content: int, offsets: Sequence[int], end: int) -> list[bytes]:
-        """What lies between each offset and the next, or the end, read side by side."""
-        window = end - offsets[0] if len(offsets) == 1 else offsets[1] - offsets[0]
+    async def _copy_data(
+        self, content: int, start: int, end: int, fd: int, hasher: ContentHasher
+    ) -> None:
+        """In windows that are read and written side by side, and hashed one after the other."""
+        window = max((end - start) // _WINDOWS_AT_ONCE + 1, _WINDOW_LEAST_BYTES)
+        window = min(window, _WINDOW_BYTES)
         is_scattered = self.recipe(content).size >= _SCATTERED_BYTES
-        found = [b""] * len(offsets)
-        errors: list[Exception] = []
+        if end - start <= window:
+            data = await self.read(content, start, end - start, is_whole=is_scattered)
+            if len(data) <= AT_ONCE_BYTES:
+                _copy_window(fd, hasher, data, start)
+            else:
+                await trio.to_thread.run_sync(_copy_window, fd, hasher, data, start)
+            return
+        offsets = iter(range(start, end, window))
+        hashed = trio.Event()
+        hashed.set()
+        failures: list[Exception] = []
 
-        async def read(number: int, offset: int) -> None:
+        async def copy() -> None:
+            nonlocal hashed
+            for offset in offsets:
+                before, hashed = hashed, trio.Event()
+                done = hashed
+                size = min(window, end - offset)
+                data = await self.read(content, offset, size, is_whole=is_scattered)
+                await trio.to_thread.run_sync(write_all, fd, data, offset)
+                await before.wait()
+                await trio.to_thread.run_sync(hasher.data, data)
+                done.set()
+
+        async def try_to_copy() -> None:
             try:
-                found[number] = await self.read(
-                    content, offset, min(window, end - offset), is_whole=is_scattered
-                )
+                await copy()
             except Exception as error:  # a nursery would make a group of it
-                errors.append(error)
+                failures.append(error)
+                nursery.cancel_scope.cancel()
 
-        if len(offsets) == 1:
-            await read(0, offsets[0])
-        else:
-            async with trio.open_nursery() as nursery:
-                for number, offset in enumerate(offsets):
-                    nursery.start_soon(read, number, offset)
-        if errors:
-            raise errors[0]
-        return found
+        async with trio.open_nursery() as nursery:
+            for _ in range(_WINDOWS_AT_ONCE):
+                nursery.start_soon(try_to_copy)
+        if failures:
+            raise failures[0]
 
     async def read_extent(self, content: int, offset: int, size: int) -> tuple[int, bytes | None]:
         """How far data, or a hole, reaches from *offset* on, and the data; None: a hole.

@@ -404,8 +404,9 @@ class Collector:
 
         And the ids of those that small files hold.
 
-        What is alike lies in one directory, under names that follow each other. Chunks that no
-        name leads to come last.
+        What is alike lies in one directory, under names that follow each other. What a file of many
+        blocks has in several places comes first: there it is in few blocks, which stay in the
+        cache of who reads the file. Chunks that no name leads to come last.
         """
         waiting = {chunk.id: chunk for chunk in await self._chunks_in(numbers)}
         ordered: list[StoredChunk] = []
@@ -416,8 +417,11 @@ class Collector:
             if not rows:
                 break
             for *_, size, recipe in rows:
-                chunks = Recipe(b"", 0, recipe or b"").chunks
+                chunks = list(Recipe(b"", 0, recipe or b"").chunks)
                 taken = [waiting.pop(chunk) for chunk in chunks if chunk in waiting]
+                if (size or 0) > self._packed.block_bytes:
+                    again = {chunk for chunk, count in Counter(chunks).items() if count > 1}
+                    taken.sort(key=lambda chunk: chunk.id not in again)
                 ordered += taken
                 if (size or 0) <= SMALL_FILE_BYTES:
                     small.update(chunk.id for chunk in taken)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,27 @@ def test_blocks_of_large_files_are_smaller() -> None:
     assert compaction.most_block_bytes(8 * MIB, small) == 8 * MIB
     assert compaction.most_block_bytes(8 * MIB, large) == 4 * MIB
     assert compaction.most_block_bytes(MIB, large) == MIB
+
+
+async def test_what_a_large_file_has_in_several_places_lies_together(shell: Shell) -> None:
+    again = [noise(seed, 100 * KIB) for seed in range(4)]
+    parts = [noise(10 + number, 700 * KIB) + again[number % 4] for number in range(13)]
+    files = {"/large": b"".join(parts)}
+    await shell.write("/large", files["/large"])
+    await shell.seal("/large")
+    chunks = Counter(chunk for chunk, _ in shell.recipe("/large"))
+    repeated = {chunk for chunk, count in chunks.items() if count > 1}
+    assert len(repeated) > 20
+    await shell.compact()
+    contents = shell.volume.index.contents
+    blocks = [
+        [chunk.id for chunk in contents.chunks_of(block)]
+        for number, _ in shell.volume._store.segments()
+        for block in contents.blocks_in(number)
+    ]
+    assert len(blocks) > 1
+    assert repeated in [set(block[: len(repeated)]) for block in blocks]
+    await assert_intact(shell, files)
 
 
 async def test_compaction_removes_what_nothing_refers_to(shell: Shell) -> None:
