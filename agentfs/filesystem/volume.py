@@ -334,6 +334,7 @@ class Volume:
             nursery.start_soon(self.samples.run)
             nursery.start_soon(self._warm_pinned)
             nursery.start_soon(self.prefetcher.run)
+            nursery.start_soon(self._reader.read_ahead)
             nursery.start_soon(self._collector.compact_in_background)
             nursery.start_soon(self.pressure.watch)
             while True:

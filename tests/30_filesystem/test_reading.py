@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import trio
 
 from agentfs.filesystem import contents
 from agentfs.filesystem.contents import BytesLost
 from fakes.damage import damage_block, place_of
-from fakes.volumes import KIB, MIB, Machine, Shell, profile
+from fakes.volumes import KIB, MIB, Machine, Shell, profile, running
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,35 @@ async def test_blocks_of_a_large_file_are_decompressed_side_by_side(shell: Shell
     reader._store = WatchedStore(reader._store)  # type: ignore[assignment]
     found = await copied(shell, "/large")
     assert found == data + bytes(7 * MIB - len(data)) + b"end"
+
+
+async def test_of_a_large_block_that_is_read_in_order_the_next_part_is_brought(
+    shell: Shell,
+) -> None:
+    data = b"".join(b"%d %d\n" % (number, number**3) for number in range(230_000))
+    await shell.write("/large", data)
+    await shell.seal("/large")
+    await shell.compact()
+    volume = shell.volume
+    volume._store.drop_cache()
+    places = [place_of(shell, "/large", number) for number in range(len(shell.recipe("/large")))]
+    assert len({(place.segment, place.offset) for place in places[:100]}) == 1
+    assert places[0].start == 0
+
+    def is_there(offset: int) -> bool:
+        place = next(one for one in places if one.start >= offset)
+        piece = (place.segment, place.offset, place.start, 1)
+        return volume._store.get([piece], cached_only=True) is not None
+
+    async with running(volume):
+        assert await shell.read("/large", 0, 100) == data[:100]
+        assert not is_there(MIB)
+        assert await shell.read("/large", MIB, 100) == data[MIB : MIB + 100]
+        with trio.fail_after(20):
+            while not is_there(2 * MIB):
+                await trio.sleep(0.01)
+        assert not is_there(4 * MIB)
+        assert await shell.read("/large") == data, "also where a block ends"
 
 
 async def test_damage_in_one_of_them_is_one_error(machine: Machine) -> None:
