@@ -49,6 +49,7 @@ from pyfuse3 import (
 )
 
 from agentfs.fuse import loop
+from agentfs.fuse._relay import look
 
 TIMEOUT_SECONDS = 86400.0
 BLOCK_BYTES = 4096
@@ -316,7 +317,7 @@ def main() -> int:
     arguments = parser.parse_args()
     gc.disable()
     if arguments.polling:
-        loop.enable(loop.poll_one())
+        loop.enable(look)
     options = set(pyfuse3.default_options) | {"fsname=bare", "default_permissions"}
     pyfuse3.init(Bare(), arguments.mountpoint, options)
     try:

@@ -11,7 +11,6 @@ Measured on a stat that reaches the daemon: 79 us with trio.Lock, 63 us so.
 
 from __future__ import annotations
 
-import select
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -119,20 +118,6 @@ class _Nursery:
 async def _open_nursery() -> AsyncIterator[_Nursery]:
     async with trio.open_nursery() as nursery:
         yield _Nursery(nursery)
-
-
-def poll_one() -> Poll:
-    """poll(2) for a descriptor that stays the same."""
-    poll = select.poll()
-    registered: set[int] = set()
-
-    def wait(fd: int, timeout_ms: int) -> object:
-        if not registered:
-            poll.register(fd, select.POLLIN)
-            registered.add(fd)
-        return poll.poll(timeout_ms)
-
-    return wait
 
 
 def stop_carrying() -> None:

@@ -16,7 +16,7 @@ from agentfs.config import MountConfig
 from agentfs.errors import FuseUnavailable
 from agentfs.filesystem.files import Files
 from agentfs.fuse import loop
-from agentfs.fuse._relay import Relay
+from agentfs.fuse._relay import Relay, look
 from agentfs.fuse.announce import Notifier, PlainNotifier, RelayNotifier
 from agentfs.fuse.brief_requests import BriefRequests
 from agentfs.fuse.connection import Connection, Mode, escaped
@@ -69,7 +69,7 @@ class PlainSession:
         options |= {_MountOption(f"fsname={escaped(self._config.store)}"), "subtype=agentfs"}
         if self._config.allow_other:
             options.add("allow_other")
-        loop.enable(loop.poll_one(), on_reply=self._shake_hands)
+        loop.enable(look, on_reply=self._shake_hands)
         before = devices()
         try:
             pyfuse3.init(operations, str(self._config.mountpoint), options)

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "look.h"
 #include "relay.h"
 
 static PyObject *module_passthrough_available(PyObject *module, PyObject *unused)
@@ -22,6 +23,29 @@ static PyObject *module_passthrough_available(PyObject *module, PyObject *unused
     if (why == NULL)
         Py_RETURN_NONE;
     return PyUnicode_FromString(why);
+}
+
+struct state {
+    struct look look;
+};
+
+static PyObject *module_look(PyObject *module, PyObject *args)
+{
+    struct state *state = PyModule_GetState(module);
+    struct pollfd readable = {.events = POLLIN};
+    int timeout_ms;
+    int error;
+    int ready;
+
+    if (!PyArg_ParseTuple(args, "ii:look", &readable.fd, &timeout_ms))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+        ready = look_poll(&state->look, &readable, 1, timeout_ms);
+        error = ready < 0 ? errno : 0;
+    Py_END_ALLOW_THREADS
+    if (error && error != EINTR)
+        return raise_errno(error, NULL);
+    return PyErr_CheckSignals() < 0 ? NULL : PyBool_FromLong(ready > 0);
 }
 
 /* --- for the keeper ----------------------------------------------------------------------------
@@ -112,6 +136,13 @@ PyDoc_STRVAR(
     "None when FUSE passthrough works here, else one line that says why not. Tried with a\n"
     "mount that is attached nowhere.");
 
+PyDoc_STRVAR(look_doc,
+             "look($module, fd, timeout_ms, /)\n--\n\n"
+             "Whether a descriptor is readable, or is within so many milliseconds; False, too, "
+             "when a signal comes.\n"
+             "While what it waits for comes within microseconds it does not sleep. For one "
+             "thread.");
+
 PyDoc_STRVAR(
     mount_doc,
     "mount($module, mountpoint, options, *, threads=2)\n--\n\n"
@@ -144,6 +175,7 @@ static int module_exec(PyObject *module)
 
 static PyMethodDef module_methods[] = {
     {"passthrough_available", module_passthrough_available, METH_NOARGS, passthrough_available_doc},
+    {"look", module_look, METH_VARARGS, look_doc},
     {"mount", KEYWORDS(module_mount), mount_doc},
     {"unmount", KEYWORDS(module_unmount), unmount_module_doc},
     {"create_ledger", module_create_ledger, METH_NOARGS, create_ledger_doc},
@@ -159,6 +191,7 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "agentfs.fuse._relay",
     .m_doc = "The relay in C; docs/RELAY.md.",
+    .m_size = sizeof(struct state),
     .m_methods = module_methods,
     .m_slots = module_slots,
 };

@@ -18,10 +18,6 @@ enum { LINGER_NS = 50 * 1000 };
  * them itself; and how long one may then take it before a reader looks after the others. */
 enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 500 * 1000 };
 
-/* How long its thread looks for the next before it sleeps; after how many looks in vain it sleeps
- * at once, and after how many sleeps it looks again. */
-enum { LOOK_NS = 30 * 1000, VAIN_LOOKS_MAX = 3, LOOK_AGAIN_AFTER = 64 };
-
 /* What Python has not taken is left with the kernel beyond that: a thousand programs that write a
  * MiB each through the daemon would otherwise have a copy of it here. */
 enum { BACKLOG_BYTES_MAX = 64 << 20 };
@@ -158,25 +154,6 @@ void relay_end_attention(struct relay *relay)
     attention->in_a_row = 0;
 }
 
-/* Looks for a moment before it sleeps, as long as that finds something: it cannot where the program
- * that asks needs this processor. Never yields: others might keep it for milliseconds. */
-static int poll_soon(struct attention *attention, struct pollfd *sources, nfds_t count,
-                     int timeout_ms)
-{
-    int ready = poll(sources, count, 0);
-    if (ready != 0 || timeout_ms == 0)
-        return ready;
-    if (attention->vain_looks < VAIN_LOOKS_MAX) {
-        int64_t began_ns = monotonic_ns();
-        while (ready == 0 && monotonic_ns() - began_ns < LOOK_NS)
-            ready = poll(sources, count, 0);
-        attention->vain_looks = ready ? 0 : attention->vain_looks + 1;
-    } else if (++attention->vain_looks == LOOK_AGAIN_AFTER) {
-        attention->vain_looks = VAIN_LOOKS_MAX - 1;
-    }
-    return ready ? ready : poll(sources, count, timeout_ms);
-}
-
 /* Waits like poll(); what can be answered without Python is. */
 static enum taken wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
 {
@@ -186,7 +163,7 @@ static enum taken wait_attentively(struct relay *relay, int python_fd, int timeo
     enum handled handled;
 
     while (!atomic_load(&relay->is_unmounted)) {
-        int ready = poll_soon(&relay->attention, sources, 3, timeout_ms);
+        int ready = look_poll(&relay->look, sources, 3, timeout_ms);
         if (ready > 0 && sources[1].revents)
             return TAKEN_NOTHING;
         if (ready > 0 && sources[0].revents)

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "look.h"
 #include "message.h"
 #include "pending.h"
 #include "queue.h"
@@ -31,7 +32,6 @@ struct attention {
     bool is_given;              /* guarded by lock; written by the thread in relay_take() only */
     _Atomic int64_t busy_since; /* monotonic ns; 0: in relay_take() */
     unsigned in_a_row;          /* of the thread in relay_take() */
-    unsigned vain_looks;        /* of the same */
 };
 
 struct relay {
@@ -44,6 +44,7 @@ struct relay {
     int devices[RELAY_THREADS_MAX + 1]; /* owned; replies go back through that of the request */
     int readers;                        /* one each; behind theirs that of relay_take() */
     struct attention attention;
+    struct look look;  /* of the thread in relay_take() */
     int socket;        /* owned; the relay's end */
     int event_fd;      /* borrowed */
     int operations_fd; /* owned; an eventfd, readable when operations has something */
