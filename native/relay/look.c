@@ -1,19 +1,11 @@
 #define _GNU_SOURCE
 #include "look.h"
 
-#include <stdint.h>
-#include <time.h>
+#include "clock.h"
 
 /* How long it looks; after how many looks in vain it sleeps at once; and after how many sleeps it
  * looks again, twice as many each time up to the most. */
 enum { LOOK_NS = 30 * 1000, IN_VAIN_MAX = 3, PAUSE_LEAST = 64, PAUSE_MOST = 4096 };
-
-static int64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 static int look_for_a_moment(struct pollfd *sources, nfds_t count)
 {

@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
+
 /* How long a reader looks for the next request before it sleeps. A program that opens, reads and
  * closes asks again within 20 us; to be woken takes as long as that. */
 enum { LINGER_NS = 50 * 1000 };
@@ -21,13 +23,6 @@ enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 500 * 1000 };
 /* What Python has not taken is left with the kernel beyond that: a thousand programs that write a
  * MiB each through the daemon would otherwise have a copy of it here. */
 enum { BACKLOG_BYTES_MAX = 64 << 20 };
-
-static int64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 /* Waits for a request without sleeping, until LINGER_NS after it began; yields to whoever has
  * something to do. */
