@@ -10,6 +10,7 @@ For each target, on an empty store:
 5. agentfs: remove the second copy, `agentfs compact`: seconds, what the store takes then, and
    milliseconds to open and read small files out of it in random order, with nothing cached at
    first. Most find their block in the daemon's cache; the 99th percentile is one that does not.
+   Then step 4 once more.
 
 borg and restic, where installed, archive the same tree: their ratio is what a backup tool gets from
 dedup and compression without being a filesystem. One `tar | zstd -19 --long=27` stream is the

@@ -6,6 +6,7 @@ after `Store.sync` returned. docs/FORMAT.md is the format; the work is done in n
 """
 
 from agentfs.chunks._native import (
+    AHEAD_BYTES,
     BLOCK_HEADER_BYTES,
     BLOCK_RAW_MAX,
     CUT_HUGE,
@@ -25,6 +26,7 @@ from agentfs.chunks._native import (
 )
 
 __all__ = [
+    "AHEAD_BYTES",
     "BLOCK_HEADER_BYTES",
     "BLOCK_RAW_MAX",
     "CUT_HUGE",

@@ -7,6 +7,7 @@ from typing_extensions import Buffer
 CUT_SMALL: int
 CUT_LARGE: int
 CUT_HUGE: int
+AHEAD_BYTES: int
 BLOCK_RAW_MAX: int
 BLOCK_HEADER_BYTES: int
 DICTIONARY_MAX: int

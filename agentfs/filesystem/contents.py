@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import trio
 
-from agentfs.chunks import CorruptBlock, Store
+from agentfs.chunks import AHEAD_BYTES, CorruptBlock, Store
 from agentfs.chunks.digest import ContentHasher, DomainKeys
 from agentfs.chunks.recipe import Recipe
 from agentfs.filesystem.ranges import write_all
@@ -40,9 +40,6 @@ of pieces of many blocks."""
 _SCATTERED_BYTES = 256 << 10
 """From which on a content has blocks of its own: those that give little of it hold other files'.
 A smaller one is in a block with its neighbours, which may be wanted next."""
-
-_AHEAD_BYTES = 1 << 20
-"""A large block is decompressed so many at a time (store_read.c), 3 ms of CPU."""
 
 AT_ONCE_BYTES = 128 << 10
 """Hashed and written in 60 us, less than it costs to change threads twice."""
@@ -168,7 +165,7 @@ class ContentReader:
         """Who has waited for a block twice goes through it: through files, or a large one."""
         segment, offset, start, length = last
         if self._missed == (segment, offset):
-            following = (start + length + _AHEAD_BYTES - 1) // _AHEAD_BYTES * _AHEAD_BYTES
+            following = (start + length + AHEAD_BYTES - 1) // AHEAD_BYTES * AHEAD_BYTES
             with contextlib.suppress(trio.WouldBlock):
                 self._expected.send_nowait((segment, offset, following, 1))
         self._missed = segment, offset

@@ -80,6 +80,10 @@ enum status store_pack(struct store *store, const struct store_chunk *chunks, si
 /* Permille of a core for each thread that packs, PACE_REST or PACE_STOP; PACE_FULL at first. */
 void store_set_pace(struct store *store, int permille);
 
+/* Of a large block as many are decompressed into the cache at a time: neighbours are read next,
+ * each by way of a thread. */
+enum { STORE_AHEAD_BYTES = 1 << 20 };
+
 enum store_reading {
     STORE_READ,            /* what is read is kept in the cache */
     STORE_READ_CACHED,     /* nothing is read: STATUS_NOT_CACHED if any block is not at hand */

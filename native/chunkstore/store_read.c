@@ -11,8 +11,6 @@
 enum {
     /* From that size on a block is decompressed no further than somebody reads. */
     PIECEMEAL_FROM_BYTES = 512 << 10,
-    /* Into the cache go as many at a time: neighbours are read next, each by way of a thread. */
-    AHEAD_BYTES = 1 << 20,
     HUGE_PAGE_BYTES = 2 << 20,
     /*
      * Of a block that a whole file is read from: such pieces are of what the file shares with
@@ -138,7 +136,7 @@ static enum status load_block(struct store *store, uint64_t segment, uint64_t of
 enum status store_load_ahead(void *context, uint64_t segment, uint64_t offset, uint32_t end,
                              struct evidence *evidence, struct cached_bytes *bytes)
 {
-    uint32_t ahead = (end + AHEAD_BYTES - 1) / AHEAD_BYTES * AHEAD_BYTES;
+    uint32_t ahead = (end + STORE_AHEAD_BYTES - 1) / STORE_AHEAD_BYTES * STORE_AHEAD_BYTES;
     return load_block(context, segment, offset, ahead, evidence, bytes);
 }
 

@@ -11,6 +11,7 @@
 #include "crc32c.h"
 #include "cutter.h"
 #include "format.h"
+#include "store.h"
 
 static struct module_state *state_of(PyObject *module)
 {
@@ -168,6 +169,7 @@ static int module_exec(PyObject *module)
         PyModule_AddIntConstant(module, "CUT_SMALL", CUTTER_SMALL) != 0 ||
         PyModule_AddIntConstant(module, "CUT_LARGE", CUTTER_LARGE) != 0 ||
         PyModule_AddIntConstant(module, "CUT_HUGE", CUTTER_HUGE) != 0 ||
+        PyModule_AddIntConstant(module, "AHEAD_BYTES", STORE_AHEAD_BYTES) != 0 ||
         PyModule_AddIntConstant(module, "BLOCK_RAW_MAX", BLOCK_RAW_MAX) != 0 ||
         PyModule_AddIntConstant(module, "BLOCK_HEADER_BYTES", BLOCK_HEADER_BYTES) != 0 ||
         PyModule_AddIntConstant(module, "DICTIONARY_MAX", DICTIONARY_MAX) != 0)
