@@ -39,6 +39,12 @@ _ROOM_SHARE = 0.125
 _LOOKED_AFTER_S = 0.01
 """The queue is looked at no more often: a turn of the loop costs more than a use."""
 
+_AT_EASE_S = 1.0
+"""How long what can bring nothing may lie in the queue: to look at each use when it comes doubled
+what 200 agents at work cost the daemon."""
+
+_KNOWN_MAX = 4096
+
 _ASKED_AGAIN_S = 0.005
 _TOO_LATE_S = 1.0
 """If so long there is no core, agents have asked for what they want."""
@@ -81,6 +87,9 @@ class Prefetcher:
         self._uses: deque[tuple[int, int, float, bool]] = deque(maxlen=_QUEUED)
         """(inode, directory, time, whether it was sealed) of what programs have begun to use."""
         self._is_wanted = trio.Event()
+        self._is_looking = False
+        self._known: dict[tuple[int, int | None], float] = {}
+        """Until when further uses bring nothing: (directory, inode), and None for all in it."""
         self._expected: dict[int, float] = {}
         """When inodes were brought that nobody has used since; the oldest come first."""
         self.is_on = True
@@ -101,26 +110,40 @@ class Prefetcher:
         }
 
     def note(self, file: LiveFile) -> None:
-        """A program begins to use a file. 0.5 us."""
+        """A program begins to use a file. 1 us."""
         inode = file.inode
         if inode.parent is not None:
+            now_s = self.clock()
             is_sealed = file.staged is None and inode.content is not None
-            self._uses.append((inode.id, inode.parent, self.clock(), is_sealed))
-            self._is_wanted.set()
+            self._uses.append((inode.id, inode.parent, now_s, is_sealed))
+            if not self._is_looking or not self._is_known(inode.parent, inode.id, now_s):
+                self._is_wanted.set()
+
+    def _is_known(self, directory: int, inode: int, now_s: float) -> bool:
+        known = self._known
+        until_s = known.get((directory, inode)) or known.get((directory, None), 0.0)
+        return now_s < until_s and inode not in self._expected
 
     async def run(self) -> None:
         """Learn and bring. Runs until cancelled."""
         while True:
             await self._is_wanted.wait()
-            try:
-                await self.work()
-            except Exception:
-                log.exception("prefetch failed; it goes on")
-            await trio.sleep(_LOOKED_AFTER_S)
+            self._is_looking = True
+            while self._uses:
+                try:
+                    await self.work()
+                except Exception:
+                    log.exception("prefetch failed; it goes on")
+                await trio.sleep(_LOOKED_AFTER_S)
+                with trio.move_on_after(_AT_EASE_S):
+                    await self._is_wanted.wait()
+            self._is_looking = False
 
     async def work(self) -> None:
         """Look at what was used, and bring what that makes likely."""
         self._is_wanted = trio.Event()
+        if len(self._known) > _KNOWN_MAX:
+            self._known.clear()
         at_work, turns = [], Turns()
         while self._uses:
             agent = self._learn(*self._uses.popleft())
@@ -140,6 +163,7 @@ class Prefetcher:
         if self._expected.pop(inode, None) is not None:
             self.used += 1
         agent = self._placement.note_use(directory)
+        self._known[directory, None if agent is None else inode] = now_s + PAUSE_S
         if agent is None:
             return None
         self._habits.use(agent, now_s)

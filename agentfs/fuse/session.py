@@ -6,6 +6,7 @@ runs, `close`. In plain mode `start` mounts, in relay mode the keeper did (conne
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Protocol
 
@@ -23,6 +24,10 @@ from agentfs.fuse.connection import Connection, Mode, escaped
 from agentfs.fuse.handshake import Handshake, devices
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.relay_operations import RelayOperations
+
+_CLOSED_TOGETHER_S = 0.25
+"""What the relay alone saw closed is learned of no more often: to be woken for each would cost more
+than the rest of an agent's turn."""
 
 
 class Session(Protocol):
@@ -121,13 +126,24 @@ class RelaySession:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pump)
             nursery.start_soon(self._operations.serve)
-            while not self.relay.unmounted:
-                await trio.lowlevel.wait_readable(self.relay.event_fd)
-                for nodeid, is_closed in self.relay.drain():
-                    if is_closed:
-                        files.closed(nodeid)
+            await self._notice_closed(files)
             nursery.cancel_scope.cancel()
         await loop.terminate()
+
+    async def _notice_closed(self, files: Files) -> None:
+        """Until the mount is gone."""
+        looked_at = -math.inf
+        while not self.relay.unmounted:
+            await trio.lowlevel.wait_readable(self.relay.event_fd)
+            pause_s = looked_at + _CLOSED_TOGETHER_S - trio.current_time()
+            if pause_s > 0 and not self.relay.unmounted:
+                os.eventfd_read(self.relay.event_fd)  # what else is closed does not write to it
+                with trio.move_on_after(pause_s):
+                    await trio.lowlevel.wait_readable(self.relay.event_fd)  # only its end does
+            looked_at = trio.current_time()
+            for nodeid, is_closed in self.relay.drain():
+                if is_closed:
+                    files.closed(nodeid)
 
     async def _pump(self) -> None:
         """Carry on what pyfuse3 writes without being asked: notifications, from a thread."""

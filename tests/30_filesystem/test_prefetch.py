@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+import trio
+import trio.testing
 
+from agentfs.filesystem import prefetch as prefetcher_module
 from agentfs.filesystem.contents import pieces_of
 from agentfs.filesystem.images import Images
 from agentfs.filesystem.passthrough import PassthroughFiles
@@ -388,3 +391,40 @@ async def test_while_memory_is_short_nothing_is_brought(relayed: Taken) -> None:
     relayed.shell.volume._give_up(Step.NORMAL, Step.STOP_PREFETCH)
     await relayed.use(relayed.TALK)
     assert relayed.are_here(relayed.PROMPT) == [False]
+
+
+async def test_who_goes_on_using_what_is_known_wakes_nobody(
+    taken: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentfs.filesystem.prefetch._AT_EASE_S", 3600.0)
+    looks = 0
+    work = taken.prefetcher.work
+
+    async def counted() -> None:
+        nonlocal looks
+        looks += 1
+        await work()
+
+    async def looked(path: str) -> int:
+        before = looks
+        await taken.files.prepare(taken.shell.inode(path), os.O_RDONLY)
+        await taken.shell.read(path)
+        with trio.move_on_after(5 * prefetcher_module._LOOKED_AFTER_S):
+            while looks == before:
+                await trio.sleep(0.001)
+        await trio.sleep(2 * prefetcher_module._LOOKED_AFTER_S)
+        return looks - before
+
+    await taken.make(*taken.ALL, "/c/one", "/c/other")
+    monkeypatch.setattr(taken.prefetcher, "work", counted)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taken.prefetcher.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await looked(taken.TALK) == 1
+        assert await looked(taken.TALK) == 0
+        assert await looked(taken.PROMPT) == 1, "it may be what says that the agent is at work"
+        assert await looked("/c/one") == 1
+        assert await looked("/c/other") == 0, "its directory is nobody's"
+        taken.clock.now += LONG_S
+        assert await looked(taken.TALK) == 1, "it is taken up anew"
+        nursery.cancel_scope.cancel()
