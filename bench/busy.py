@@ -120,10 +120,13 @@ class Busy:
         assert os.stat(self.path(name)).st_size == len(data), f"size of {name}"
 
     def append(self) -> None:
-        name, data = self.any(), self.bytes()
-        with open(self.path(name), "ab", buffering=0) as file:
-            self.files[name] += data
-            file.write(data)
+        """A few turns of a conversation."""
+        name = self.any()
+        for _ in range(self.random.randrange(1, 7)):
+            data = self.bytes()
+            with open(self.path(name), "ab", buffering=0) as file:
+                self.files[name] += data
+                file.write(data)
         if len(self.files[name]) > 10 * BYTES_MAX:
             self.truncate(name)
 

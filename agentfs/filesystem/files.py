@@ -159,6 +159,9 @@ class Files:
     def closed(self, nodeid: int) -> None:
         """The relay says that nobody has an inode open any more."""
 
+    def close_kept(self, file: LiveFile | None = None) -> None:
+        """Let go of files, or one, that no program writes, and that are kept open for the next."""
+
     def abandon(self) -> None:
         """The mount is gone."""
 

@@ -57,6 +57,7 @@ class LiveFile:
         "name",
         "nodeid",
         "sealed_version",
+        "reopened",
         "staged",
         "taken_bytes",
         "version",
@@ -76,7 +77,9 @@ class LiveFile:
         """The kernel reads and writes the staged copy itself: sizes and times are its."""
         self.handles = 0
         self.writers = 0
-        """Handles among them that are open for writing."""
+        """Handles among them that are open for writing, and one more while it is kept open."""
+        self.reopened = 0
+        """How often in a row it was opened for writing soon after it had been written."""
         self._lock: Mutex | None = None
         self._opening: Mutex | None = None
         self.may_be_sparse = False

@@ -14,6 +14,11 @@ as long as anybody has the inode open:
   name up again (ESTALE). Readers keep the bytes they have, as after a rename over it.
 - open for reading through a staged copy that clones share: the same, once no seal reads it.
 - open and served by us (no room for an image): it stays so until it is closed.
+
+A conversation is appended to every few seconds. A file that is opened for writing again and again
+is *kept open*: to us somebody goes on writing it, so the relay may let in who does, and tells us
+when they have closed it. That ends ten seconds after the last of them, or when somebody needs it
+to be closed.
 """
 
 from __future__ import annotations
@@ -38,6 +43,27 @@ from agentfs.index import Index
 from agentfs.index.xattrs import CAPABILITY, LISTS
 from agentfs.model import CACHE_S, Inode
 
+_KEPT_S = 10.0
+"""How long a file is kept open; and how soon it must be opened again, twice in a row, to be so."""
+
+_KEPT_MAX = 512
+"""Files: the relay has a descriptor of each."""
+
+_REOPENED_LEAST = 2
+
+
+class _Kept:
+    """A file that is kept open for writing."""
+
+    __slots__ = ("is_granted", "used_at", "writes_seen")
+
+    def __init__(self, *, is_granted: bool) -> None:
+        self.is_granted = is_granted
+        """The relay may open it for writing without us."""
+        self.used_at = time.monotonic()
+        self.writes_seen = -1
+        """How often the relay had opened it when nobody wrote it, and all was known."""
+
 
 class PassthroughFiles(Files):
     """Regular files in relay mode."""
@@ -57,6 +83,8 @@ class PassthroughFiles(Files):
         super().__init__(table, namespace, staging, contents)
         self._index = index
         self._relay = relay
+        self._kept: dict[LiveFile, _Kept] = {}
+        """Those that were used last come last."""
         self.images = Images(staging, contents, relay, placement)
         table.watch(
             relay.opens,
@@ -75,12 +103,15 @@ class PassthroughFiles(Files):
         files = {id: (device, number) for id, device, number in self._relay.backings()}
         images = self.images.inherit({identity: id for id, identity in files.items()})
         used = set()
-        for nodeid, _, backing, passed, handles, writers in self._relay.rows():
+        for nodeid, _, backing, passed, handles, writers, answered in self._relay.rows():
             if passed or handles:
                 identity = files.get(backing)
                 image = None if identity is None else images.get(identity)
                 file = self._table.inherit_open(nodeid, image.size if image else None)
                 file.handles, file.writers = handles, writers
+                if answered and self._table.live(file.inode.id) is file:
+                    file.writers += 1
+                    self._kept[file] = _Kept(is_granted=False)
                 self._attach_again(file, backing, identity, image)
                 used.add(backing)
         used.update(image.backing for image in images.values())
@@ -128,6 +159,9 @@ class PassthroughFiles(Files):
             async with file.opening:
                 if writes:
                     await self._leave_frozen(file)
+                if writes and not file.writers:
+                    is_soon = time.monotonic() - file.changed_at < _KEPT_S
+                    file.reopened = file.reopened + 1 if is_soon and file.staged else 0
                 if not self._table.is_open(inode.id):
                     truncates = bool(flags & os.O_TRUNC)
                     is_ours = writes and not self._may_write_unasked(inode, is_privileged)
@@ -157,6 +191,8 @@ class PassthroughFiles(Files):
         """Detach a file from its staged copy; False, and nothing changed, while it is open."""
         if file.backing is None or file.handles or not self._relay.detach(file.nodeid):
             return False
+        if self._kept.pop(file, None) is not None:
+            file.writers -= 1
         if file.is_passed_through:
             file.refresh()
         self._relay.unregister(file.backing)
@@ -216,20 +252,24 @@ class PassthroughFiles(Files):
         self._attach_staged(file, staged, writes=True)
 
     def _attach_staged(self, file: LiveFile, staged: StagedFile, *, writes: bool) -> None:
-        """A descriptor is kept, by the relay, only while somebody writes."""
+        """A descriptor is kept, by the relay, only while somebody writes, or may without us."""
+        kept = self._kept.get(file)
+        writes = writes or kept is not None
         fd = staged.descriptor() if writes or file.backing is None else -1
         if file.backing is None:
             file.backing = self._relay.register(fd)
         file.is_passed_through = not staged.is_frozen
         if writes:
             file.may_be_sparse = True
+        is_written = writes and (kept is None or self._relay.writers(file.nodeid)[0] > 0)
         self._relay.attach(
             file.nodeid,
             file.backing,
             fd,
             writable=writes,
-            fresh_until_ns=0 if writes else _fresh_until_ns(file.inode),
+            fresh_until_ns=0 if is_written else _fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.may_have(CAPABILITY),
+            opens_writes=kept is not None and kept.is_granted and self._may_be_kept(file),
         )
         self._put_attributes(file.nodeid, file.inode)
         staged.close()
@@ -243,6 +283,7 @@ class PassthroughFiles(Files):
             writable=False,
             fresh_until_ns=_fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.may_have(CAPABILITY),
+            opens_writes=False,
         )
         self._put_attributes(file.nodeid, file.inode)
 
@@ -281,6 +322,7 @@ class PassthroughFiles(Files):
             writable=False,
             fresh_until_ns=0,
             capability_free=False,
+            opens_writes=False,
         )
 
     async def _fill(self, fd: int, content: int, size: int) -> None:
@@ -337,6 +379,10 @@ class PassthroughFiles(Files):
 
     def release(self, handle: Handle) -> None:
         file = handle.file
+        if handle.is_writer and file.writers == 1 and self._is_to_be_kept(file):
+            file.writers += 1
+            self._kept[file] = kept = _Kept(is_granted=True)
+            _, kept.writes_seen = self._relay.writers(file.nodeid)
         if handle.is_writer and file.is_passed_through:
             changed = file.refresh()
             if changed and not handle.is_privileged:
@@ -347,11 +393,72 @@ class PassthroughFiles(Files):
                 self._staging.count(file.staged, file.taken_bytes)
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
-        if handle.is_writer and not file.writers and file.is_passed_through and file.staged:
+        is_last = file.writers == (file in self._kept)
+        if handle.is_writer and is_last and file.is_passed_through and file.staged:
             self._attach_staged(file, file.staged, writes=False)
         if not file.handles:
             self.unstage_if_sealed(file)
             self._table.released(file)
+
+    # Kept open
+
+    def _is_to_be_kept(self, file: LiveFile) -> bool:
+        return (
+            file.reopened >= _REOPENED_LEAST
+            and len(self._kept) < _KEPT_MAX
+            and file.is_passed_through
+            and file.staged is not None
+            and self._table.live(file.inode.id) is file
+            and self._may_be_kept(file)
+        )
+
+    def _may_be_kept(self, file: LiveFile) -> bool:
+        """Whether whoever may open it for writing may do so unasked."""
+        return (
+            file.inode.nlink > 0
+            and self._may_write_unasked(file.inode, is_privileged=False)
+            and not self._index.xattrs.may_have(CAPABILITY)
+        )
+
+    def _learn_of_writes(self, file: LiveFile, kept: _Kept) -> bool:
+        """Learn of what programs wrote that the relay has let in; True: one of them writes it."""
+        writers, writes = self._relay.writers(file.nodeid)
+        if writes != kept.writes_seen and file.staged is not None:
+            file.refresh()
+            self._staging.count(file.staged, file.taken_bytes)
+            file.note_change()
+            kept.used_at = file.changed_at
+            self._kept[file] = self._kept.pop(file)
+        if not writers:
+            kept.writes_seen = writes
+        return writers > 0
+
+    def close_kept(self, file: LiveFile | None = None) -> None:
+        for one in list(self._kept) if file is None else [file] if file in self._kept else []:
+            self._close_kept(one, self._kept[one])
+
+    def _close_kept(self, file: LiveFile, kept: _Kept) -> None:
+        """A program that the relay has let in makes it a file that is open like any other."""
+        staged = file.staged
+        if staged is not None and kept.is_granted:
+            kept.is_granted = False
+            self._attach_staged(file, staged, writes=True)  # nobody is let in from now on
+        if self._learn_of_writes(file, kept):
+            return
+        del self._kept[file]
+        file.writers -= 1
+        if staged is not None and not file.writers:
+            self._attach_staged(file, staged, writes=False)
+        if not file.handles:
+            self.unstage_if_sealed(file)
+            self._table.released(file)
+
+    def _close_what_rests(self) -> None:
+        until = time.monotonic() - _KEPT_S
+        is_safe = self._staging.is_safe_unasked
+        for file, kept in list(self._kept.items()):
+            if not is_safe or not kept.is_granted or kept.used_at < until:
+                self._close_kept(file, kept)
 
     def room_to_warm(self) -> float:
         return self._staging.budget_bytes - self._staging.staged_bytes
@@ -376,6 +483,8 @@ class PassthroughFiles(Files):
 
     def look_at_growth(self) -> None:
         for file in list(self._table.files()):
+            if file in self._kept and file.writers == 1 and not self._relay.writers(file.nodeid)[0]:
+                continue  # we are told when it has been written
             if file.writers and file.is_passed_through and file.staged is not None:
                 file.refresh()
                 self._staging.count(file.staged, file.taken_bytes)
@@ -384,6 +493,7 @@ class PassthroughFiles(Files):
         self.images.cool(pace)
 
     async def tidy(self) -> None:
+        self._close_what_rests()
         self._staging.make_room_ahead()
         await self.images.settle()
         await self.images.collapse()
@@ -444,10 +554,14 @@ class PassthroughFiles(Files):
     def closed(self, nodeid: int) -> None:
         """The last descriptor of an inode has gone that the relay knows of."""
         file = self._table.live_at(nodeid)
-        if file is not None:
-            self.on_use(file)  # it may have been opened without us
-            self._note_use(file)
-        if file is not None and not file.handles:
+        if file is None:
+            return
+        self.on_use(file)  # it may have been opened without us
+        self._note_use(file)
+        kept = self._kept.get(file)
+        if kept is not None and not self._learn_of_writes(file, kept) and not kept.is_granted:
+            self._close_kept(file, kept)
+        if not file.handles:
             self.unstage_if_sealed(file)
             self._table.released(file)
 
@@ -485,6 +599,7 @@ class PassthroughFiles(Files):
     def abandon(self) -> None:
         """The mount is gone: what is attached is ours again."""
         self._table.watch()
+        self._kept.clear()
         for file in list(self._table.files()):
             if file.is_passed_through:
                 file.refresh()

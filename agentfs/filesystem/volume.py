@@ -284,7 +284,7 @@ class Volume:
         self.index.inodes.skip_to(relay.highest_nodeid)
         rows = relay.rows()
         self.table.inherit_unlinked(
-            {inode for _, inode, _, passed, handles, _ in rows if passed or handles}
+            {inode for _, inode, _, passed, handles, *_ in rows if passed or handles}
         )
         newest: dict[int, int] = {}
         for nodeid, inode, *_ in rows:
@@ -381,6 +381,8 @@ class Volume:
         now = time.monotonic()
         is_early = is_wanted or self.pressure.step >= Step.SEAL_EARLY or self.staging.lacks_disk(0)
         rest_s = 0.0 if is_early else self._profile.seal.rest_s
+        if is_early:
+            self.files.close_kept()
         found = due(
             (file for file in self.table.staged_files() if file.inode.nlink),
             now,
@@ -415,6 +417,7 @@ class Volume:
     async def sync(self, progress: Progress) -> int:
         """Seal every staged file and make all of it durable; the number of files."""
         self.table.record_reads()
+        self.files.close_kept()
         dirty = [file for file in self.table.staged_files() if file.is_dirty]
         await self.sealer.seal(packing_order(dirty), wait=True, progress=progress)
         await self.durability.sync()

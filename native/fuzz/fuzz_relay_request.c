@@ -15,7 +15,8 @@ static struct table *attached_table(void)
         if (table_init(&table, -1, -1) != 0)
             abort();
         for (uint64_t nodeid = 1; nodeid < 4; nodeid++) {
-            struct backing backing = {1, open("/dev/null", O_RDONLY), nodeid & 1, true, INT64_MAX};
+            struct backing backing = {1, open("/dev/null", O_RDONLY), nodeid & 1, true,
+                                      nodeid & 1, INT64_MAX};
             if (table_attach(&table, nodeid, &backing) != 0)
                 abort();
         }
@@ -29,6 +30,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct request request;
     struct fuse_attr_out attr;
     struct open_reply reply = {.header = {.len = sizeof reply, .unique = 2}};
+    uint32_t flags;
     int slot;
     uint8_t *bytes = malloc(size ? size : 1); /* of the exact size, so that one byte more is seen */
     if (bytes == NULL)
@@ -57,11 +59,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             abort();
         break;
     case FUSE_OPEN:
-        if (table_answer_open(table, header->nodeid,
-                              ((const struct fuse_open_in *)(void *)request.body)->flags, 0, &reply,
-                              &slot)) {
+        flags = ((const struct fuse_open_in *)(void *)request.body)->flags;
+        if (table_answer_open(table, header->nodeid, flags, 0, &reply, &slot)) {
             table_given(table, slot);
-            table_not_opened(table, header->nodeid, LEDGER_ANSWERED);
+            table_not_opened(table, header->nodeid, table_kind(HANDLE_RELAY, flags));
         }
         break;
     case FUSE_GETATTR:

@@ -255,23 +255,26 @@ static PyObject *relay_unregister_method(PyObject *object, PyObject *argument)
 
 static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"nodeid",         "backing_id",      "fd", "writable",
-                            "fresh_until_ns", "capability_free", NULL};
+    static char *names[] = {"nodeid",         "backing_id",      "fd",           "writable",
+                            "fresh_until_ns", "capability_free", "opens_writes", NULL};
     struct relay *relay = relay_of(object);
     unsigned long long nodeid;
     long long fresh_until_ns;
     struct backing backing;
     int writable;
     int capability_free;
+    int opens_writes;
     int fd;
 
     if (relay == NULL)
         return NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Kii$pLp:attach", names, &nodeid, &backing.id,
-                                     &fd, &writable, &fresh_until_ns, &capability_free))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Kii$pLpp:attach", names, &nodeid,
+                                     &backing.id, &fd, &writable, &fresh_until_ns, &capability_free,
+                                     &opens_writes))
         return NULL;
     if (backing.id < 1 || nodeid == 0)
         return raise_errno(EINVAL, NULL);
+    backing.opens_writes = opens_writes;
     backing.writable = writable;
     backing.capability_free = capability_free;
     backing.fresh_until_ns = fresh_until_ns;
@@ -346,6 +349,17 @@ static PyObject *relay_opens_method(PyObject *object, PyObject *argument)
     uint64_t nodeid;
     struct relay *relay = relay_and_number(object, argument, &nodeid);
     return relay ? PyLong_FromLongLong(table_opens(relay_table(relay), nodeid)) : NULL;
+}
+
+static PyObject *relay_writers_method(PyObject *object, PyObject *argument)
+{
+    uint64_t nodeid;
+    uint64_t ever;
+    struct relay *relay = relay_and_number(object, argument, &nodeid);
+    if (relay == NULL)
+        return NULL;
+    uint32_t writers = table_writers(relay_table(relay), nodeid, &ever);
+    return Py_BuildValue("IK", writers, (unsigned long long)ever);
 }
 
 static PyObject *relay_set_acl_free_method(PyObject *object, PyObject *argument)
@@ -440,14 +454,15 @@ static PyObject *relay_forget_ino_method(PyObject *object, PyObject *argument)
 static bool add_row(void *list, const struct ledger_row *row)
 {
     const uint32_t *opens = row->opens;
+    uint32_t answered = opens[LEDGER_ANSWERED_WRITE];
     uint32_t writers = opens[LEDGER_AMENDED_WRITE] + opens[LEDGER_PLAIN_WRITE];
     uint32_t handles = opens[LEDGER_AMENDED_READ] + opens[LEDGER_PLAIN_READ] + writers;
     unsigned long long nodeid = atomic_load(&row->nodeid);
     unsigned long long ino = row->ino ? row->ino : nodeid;
     unsigned passed = ledger_passed(row);
 
-    return append(list, Py_BuildValue("KKiIII", nodeid, ino, passed ? (int)row->backing_id : 0,
-                                      passed, handles, writers));
+    return append(list, Py_BuildValue("KKiIIII", nodeid, ino, passed ? (int)row->backing_id : 0,
+                                      passed, handles, writers, answered));
 }
 
 static PyObject *relay_rows_method(PyObject *object, PyObject *unused)
@@ -706,7 +721,8 @@ PyDoc_STRVAR(
 PyDoc_STRVAR(rows_doc,
              "rows($self, /)\n--\n\n"
              "(nodeid, st_ino, backing id or 0, opens through the backing file, opens that Python\n"
-             "answered, those of them for writing) of what is open or shown under another st_ino.");
+             "answered, those of them for writing, opens for writing that the relay answered) of what\n"
+             "is open or shown under another st_ino.");
 
 PyDoc_STRVAR(backings_doc, "backings($self, /)\n--\n\n"
                            "(backing id, st_dev, st_ino) of each backing file the kernel has.");
@@ -758,7 +774,8 @@ PyDoc_STRVAR(unregister_doc, "unregister($self, backing_id, /)\n--\n\n"
 
 PyDoc_STRVAR(
     attach_doc,
-    "attach($self, nodeid, backing_id, fd, *, writable, fresh_until_ns, capability_free)\n--\n\n"
+    "attach($self, nodeid, backing_id, fd, *, writable, fresh_until_ns, capability_free, "
+    "opens_writes)\n--\n\n"
     "From now on OPEN and CREATE replies for *nodeid* become passthrough to that backing file.\n\n"
     "Attaching again with the same backing id replaces the rest; with another one it raises "
     "OSError\n"
@@ -768,13 +785,19 @@ PyDoc_STRVAR(
     ":param writable: size and times are those of the backing file, in whatever reply\n"
     ":param fresh_until_ns: on CLOCK_REALTIME; until then O_RDONLY opens are answered without "
     "Python\n"
-    ":param capability_free: it has no security.capability; a SETXATTR ends that");
+    ":param capability_free: it has no security.capability; a SETXATTR ends that\n"
+    ":param opens_writes: O_WRONLY opens without O_TRUNC are answered without Python, which is to\n"
+    "    take it to be open for writing meanwhile; any change of its attributes ends that");
 
 PyDoc_STRVAR(detach_doc, "detach($self, nodeid, /)\n--\n\n"
                          "Undo attach(). False, and nothing changed, while the file is open.");
 
 PyDoc_STRVAR(opens_doc, "opens($self, nodeid, /)\n--\n\n"
                         "How many opens through its backing file there are.");
+
+PyDoc_STRVAR(writers_doc, "writers($self, nodeid, /)\n--\n\n"
+                          "(how often it is open for writing by an OPEN that the relay answered,\n"
+                          "how often it was opened so since it was attached).");
 
 PyDoc_STRVAR(
     attr_changed_doc,
@@ -852,6 +875,7 @@ static PyMethodDef relay_methods[] = {
     {"attach", KEYWORDS(relay_attach_method), attach_doc},
     {"detach", relay_detach_method, METH_O, detach_doc},
     {"opens", relay_opens_method, METH_O, opens_doc},
+    {"writers", relay_writers_method, METH_O, writers_doc},
     {"attr_changed", relay_attr_changed_method, METH_O, attr_changed_doc},
     {"set_acl_free", relay_set_acl_free_method, METH_O, set_acl_free_doc},
     {"put_attr", relay_put_attr_method, METH_VARARGS, put_attr_doc},

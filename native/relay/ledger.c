@@ -54,8 +54,8 @@ void ledger_free_row(struct ledger *ledger, struct ledger_row *row)
 
 uint32_t ledger_passed(const struct ledger_row *row)
 {
-    return row->opens[LEDGER_ANSWERED] + row->opens[LEDGER_AMENDED_READ] +
-           row->opens[LEDGER_AMENDED_WRITE];
+    return row->opens[LEDGER_ANSWERED_READ] + row->opens[LEDGER_ANSWERED_WRITE] +
+           row->opens[LEDGER_AMENDED_READ] + row->opens[LEDGER_AMENDED_WRITE];
 }
 
 bool ledger_row_in_use(const struct ledger_row *row)

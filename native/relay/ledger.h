@@ -18,7 +18,7 @@
 
 /* A worker takes over from one with the same layout only. Count up with any change below, and of
  * what was agreed upon with the kernel in the INIT exchange. */
-enum { LEDGER_LAYOUT = 2 };
+enum { LEDGER_LAYOUT = 3 };
 
 enum {
     LEDGER_ROWS_MAX = 1 << 22, /* open inodes; sparse */
@@ -33,7 +33,8 @@ enum {
 
 /* How a file is open, as its handle and its flags say. */
 enum ledger_kind {
-    LEDGER_ANSWERED,     /* passthrough, by the relay */
+    LEDGER_ANSWERED_READ, /* passthrough, by the relay */
+    LEDGER_ANSWERED_WRITE,
     LEDGER_AMENDED_READ, /* passthrough, by Python */
     LEDGER_AMENDED_WRITE,
     LEDGER_PLAIN_READ, /* served by Python */
@@ -49,7 +50,7 @@ struct ledger_row {
     uint32_t padding;
     uint32_t opens[LEDGER_KINDS];
     uint32_t next_free; /* while free: index + 1 of the next, 0: none */
-    uint64_t unused[2];
+    uint64_t unused;
 };
 
 struct ledger_backing {

@@ -40,7 +40,7 @@ static bool answer_open(struct relay *relay, int device, const struct request *r
         return false;
     count(relay, COUNTER_answered_open);
     if (!relay_give_kernel(relay, device, &reply, sizeof reply))
-        table_not_opened(&relay->table, header->nodeid, LEDGER_ANSWERED);
+        table_not_opened(&relay->table, header->nodeid, table_kind(reply.out.fh, in->flags));
     table_given(&relay->table, slot);
     return true;
 }
@@ -57,9 +57,9 @@ static bool answer_release(struct relay *relay, int device, const struct request
     table_closed(&relay->table, header->nodeid, kind, &reply, &slot);
     relay_give_kernel(relay, device, &reply, sizeof reply);
     table_given(&relay->table, slot);
-    if (kind == LEDGER_ANSWERED)
+    if (kind_is_answered(kind))
         count(relay, COUNTER_answered_release);
-    return kind == LEDGER_ANSWERED;
+    return kind_is_answered(kind);
 }
 
 static bool answer_getattr(struct relay *relay, int device, const struct request *request)

@@ -17,6 +17,7 @@ struct attachment {
     struct map_node node; /* first; key is the nodeid */
     uint64_t serial;      /* never comes again, unlike the nodeid */
     struct backing backing;
+    uint64_t writes;              /* opens for writing that the relay has answered */
     struct attachment *next_idle; /* while is_idle */
     bool is_idle;                 /* in table->idle: an event waits to be told */
 
@@ -293,6 +294,17 @@ int64_t table_opens(struct table *table, uint64_t nodeid)
     return opens;
 }
 
+uint32_t table_writers(struct table *table, uint64_t nodeid, uint64_t *ever)
+{
+    pthread_mutex_lock(&table->lock);
+    const struct ledger_row *row = find_row(table, nodeid);
+    const struct attachment *attachment = find(table, nodeid);
+    uint32_t writers = row ? row->opens[LEDGER_ANSWERED_WRITE] : 0;
+    *ever = attachment ? attachment->writes : 0;
+    pthread_mutex_unlock(&table->lock);
+    return writers;
+}
+
 void table_attr_changed(struct table *table, uint64_t nodeid)
 {
     pthread_mutex_lock(&table->lock);
@@ -445,18 +457,35 @@ void table_given(struct table *table, int slot)
     ledger_given(&table->ledger, slot);
 }
 
+/* Not O_RDWR: a mapping changes bytes without a trace. */
+static bool may_open(const struct backing *backing, uint32_t flags, int64_t now_ns)
+{
+    switch (flags & O_ACCMODE) {
+    case O_RDONLY:
+        return now_ns < backing->fresh_until_ns;
+    case O_WRONLY:
+        return backing->opens_writes;
+    default:
+        return false;
+    }
+}
+
 bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int64_t now_ns,
                        struct open_reply *reply, int *slot)
 {
-    if ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC || nodeid & HANDLE_OURS)
+    enum ledger_kind kind = table_kind(HANDLE_RELAY, flags);
+    if (flags & O_TRUNC || nodeid & HANDLE_OURS)
         return false;
     *slot = -1;
     pthread_mutex_lock(&table->lock);
-    const struct attachment *attachment = find(table, nodeid);
-    if (attachment && now_ns < attachment->backing.fresh_until_ns) {
+    struct attachment *attachment = find(table, nodeid);
+    if (attachment && may_open(&attachment->backing, flags, now_ns)) {
         reply->out.backing_id = attachment->backing.id;
-        *slot =
-            count_open(table, nodeid, LEDGER_ANSWERED, reply->out.backing_id, reply, sizeof *reply);
+        *slot = count_open(table, nodeid, kind, reply->out.backing_id, reply, sizeof *reply);
+        if (kind == LEDGER_ANSWERED_WRITE) {
+            attachment->backing.fresh_until_ns = 0; /* the next read is to be recorded */
+            attachment->writes++;
+        }
     }
     pthread_mutex_unlock(&table->lock);
     return *slot >= 0;
@@ -506,7 +535,7 @@ enum ledger_kind table_kind(uint64_t handle, uint32_t flags)
 {
     bool writes = (flags & O_ACCMODE) != O_RDONLY;
     if (handle & HANDLE_RELAY)
-        return LEDGER_ANSWERED;
+        return writes ? LEDGER_ANSWERED_WRITE : LEDGER_ANSWERED_READ;
     if (handle & HANDLE_AMENDED)
         return writes ? LEDGER_AMENDED_WRITE : LEDGER_AMENDED_READ;
     return writes ? LEDGER_PLAIN_WRITE : LEDGER_PLAIN_READ;
@@ -520,7 +549,7 @@ static int closed(struct table *table, uint64_t nodeid, enum ledger_kind kind,
         return -1;
     int slot = ledger_count(&table->ledger, row, kind, -1, reply, sizeof *reply);
     struct attachment *attachment = find(table, nodeid);
-    if (attachment && kind == LEDGER_ANSWERED && ledger_passed(row) == 0)
+    if (attachment && kind_is_answered(kind) && ledger_passed(row) == 0)
         became_idle(table, attachment);
     drop_row_unless_used(table, row);
     return slot;
@@ -566,6 +595,7 @@ struct stamp table_forwarding(struct table *table, const struct request *request
         stamp.serial = attachment->serial;
         if (request->header.opcode == FUSE_SETXATTR)
             attachment->backing.capability_free = false;
+        attachment->backing.opens_writes = false; /* Python says anew whether it may be */
     }
     stamp.clock = table->clock;
     pthread_mutex_unlock(&table->lock);

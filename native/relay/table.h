@@ -52,6 +52,7 @@ struct backing {
     int fd; /* taken over, also on failure; -1 unless writable: there are more files than that */
     bool writable;
     bool capability_free;
+    bool opens_writes; /* may be opened for writing without Python, which takes it to be so open */
     int64_t fresh_until_ns;
 };
 
@@ -62,6 +63,10 @@ bool table_detach(struct table *table, uint64_t nodeid);
 
 /* Through its backing file. */
 int64_t table_opens(struct table *table, uint64_t nodeid);
+
+/* How often it is open for writing by the relay; *ever: how often it was opened so since it was
+ * attached first. */
+uint32_t table_writers(struct table *table, uint64_t nodeid, uint64_t *ever);
 void table_attr_changed(struct table *table, uint64_t nodeid);
 
 /* Attributes of any nodeid, as of now: GETATTR is answered from them, valid for that long, until a
@@ -103,6 +108,10 @@ void table_closed(struct table *table, uint64_t nodeid, enum ledger_kind kind,
 
 /* How a handle was opened. */
 enum ledger_kind table_kind(uint64_t handle, uint32_t flags);
+static inline bool kind_is_answered(enum ledger_kind kind)
+{
+    return kind == LEDGER_ANSWERED_READ || kind == LEDGER_ANSWERED_WRITE;
+}
 
 /* Before a request is forwarded; changes is its message_changes(). */
 struct stamp table_forwarding(struct table *table, const struct request *request, uint64_t changes);

@@ -68,10 +68,10 @@ static void what_is_open_stays_so(void)
     CHECK(!ledger_is_inherited(&ledger) && ledger.file->generation == 1);
     struct ledger_row *row = ledger_take_row(&ledger, NODEID);
     row->backing_id = 3;
-    ledger_given(&ledger, count(row, LEDGER_ANSWERED, 1, 2));
+    ledger_given(&ledger, count(row, LEDGER_ANSWERED_READ, 1, 2));
     ledger_given(&ledger, count(row, LEDGER_AMENDED_WRITE, 1, 4));
-    ledger_given(&ledger, count(row, LEDGER_ANSWERED, 1, 6));
-    ledger_given(&ledger, count(row, LEDGER_ANSWERED, -1, 8));
+    ledger_given(&ledger, count(row, LEDGER_ANSWERED_READ, 1, 6));
+    ledger_given(&ledger, count(row, LEDGER_ANSWERED_READ, -1, 8));
     take_over();
     row = only_row();
     CHECK(row && row->backing_id == 3 && ledger_passed(row) == 2 && ledger.file->generation == 2);
@@ -83,7 +83,7 @@ static void a_reply_that_was_not_given_is_found_by_every_later_worker(void)
 {
     begin();
     struct ledger_row *row = ledger_take_row(&ledger, NODEID);
-    CHECK(count(row, LEDGER_ANSWERED, 1, 2) >= 0);
+    CHECK(count(row, LEDGER_ANSWERED_READ, 1, 2) >= 0);
     for (int i = 0; i < 3; i++) {
         take_over();
         row = only_row();
@@ -129,10 +129,10 @@ static void more_changes_than_slots_are_refused(void)
     begin();
     struct ledger_row *row = ledger_take_row(&ledger, NODEID);
     for (uint64_t i = 0; i < LEDGER_SLOTS; i++)
-        CHECK(count(row, LEDGER_ANSWERED, 1, 2 + 2 * i) == (int)i);
-    CHECK(count(row, LEDGER_ANSWERED, 1, 1000) == -1 && ledger_passed(row) == LEDGER_SLOTS);
+        CHECK(count(row, LEDGER_ANSWERED_READ, 1, 2 + 2 * i) == (int)i);
+    CHECK(count(row, LEDGER_ANSWERED_READ, 1, 1000) == -1 && ledger_passed(row) == LEDGER_SLOTS);
     ledger_given(&ledger, 7);
-    CHECK(count(row, LEDGER_ANSWERED, 1, 1002) == 7);
+    CHECK(count(row, LEDGER_ANSWERED_READ, 1, 1002) == 7);
     end();
 }
 
@@ -220,10 +220,10 @@ static _Noreturn void worker(void)
     for (take_over(); number < UNIQUES; number++) {
         uint64_t nodeid = 1 + check_random(&seed) % 2;
         struct ledger_row *row = row_of(nodeid);
-        bool closes = row->opens[LEDGER_ANSWERED] > 0 && check_random(&seed) % 2;
+        bool closes = row->opens[LEDGER_ANSWERED_READ] > 0 && check_random(&seed) % 2;
         atomic_store(&kernel->asked[number], (int8_t)(closes ? -(int)nodeid : (int)nodeid));
         atomic_store(&kernel->next, number + 1);
-        int slot = count(row, LEDGER_ANSWERED, closes ? -1 : 1, 2 * number);
+        int slot = count(row, LEDGER_ANSWERED_READ, closes ? -1 : 1, 2 * number);
         CHECK(slot >= 0);
         atomic_store(&kernel->told[number], true);
         ledger_given(&ledger, slot);
@@ -250,7 +250,7 @@ static void check_counts(uint64_t from, int64_t opens[3])
         for (uint32_t i = 0; i < ledger.file->row_end; i++) {
             const struct ledger_row *row = &ledger.file->rows[i];
             if (atomic_load(&row->nodeid) == nodeid)
-                counted += row->opens[LEDGER_ANSWERED];
+                counted += row->opens[LEDGER_ANSWERED_READ];
         }
         CHECK(counted == opens[nodeid]);
     }

@@ -31,7 +31,7 @@ static void end(void)
 
 static int attach(int32_t id, bool writable, int64_t fresh_until_ns)
 {
-    struct backing backing = {id, dup(file), writable, true, fresh_until_ns};
+    struct backing backing = {id, dup(file), writable, true, false, fresh_until_ns};
     return table_attach(&table, NODEID, &backing);
 }
 
@@ -92,6 +92,19 @@ static bool amends(uint64_t nodeid, struct abi_open_out *out)
     return out->fh & HANDLE_AMENDED;
 }
 
+static uint32_t writers(void)
+{
+    uint64_t ever;
+    return table_writers(&table, NODEID, &ever);
+}
+
+static uint64_t writes(void)
+{
+    uint64_t ever;
+    table_writers(&table, NODEID, &ever);
+    return ever;
+}
+
 static void closes(uint64_t nodeid, enum ledger_kind kind)
 {
     const struct fuse_out_header reply = {.len = sizeof reply, .unique = 6};
@@ -115,14 +128,49 @@ static void an_open_file_is_not_detached(void)
     CHECK(amends(NODEID, &out) && table_opens(&table, NODEID) == 2);
     CHECK(!table_detach(&table, NODEID));
     CHECK(attach(BACKING + 1, false, 0) == EBUSY && attach(BACKING, true, 1000) == 0);
-    closes(NODEID, LEDGER_ANSWERED);
+    closes(NODEID, LEDGER_ANSWERED_READ);
     CHECK(!table_detach(&table, NODEID));
     closes(NODEID, LEDGER_AMENDED_WRITE);
     CHECK(table_detach(&table, NODEID) && table_detach(&table, NODEID));
-    closes(NODEID, LEDGER_ANSWERED); /* a late one does no harm */
+    closes(NODEID, LEDGER_ANSWERED_READ); /* a late one does no harm */
     CHECK(!opens(NODEID, O_RDONLY, 0, &id));
     out = (struct abi_open_out){.fh = 1};
     CHECK(!amends(NODEID, &out) && table_opens(&table, NODEID) == 0);
+    end();
+}
+
+static void what_is_kept_open_for_writing_is_opened_for_it(void)
+{
+    struct backing backing = {BACKING, -1, true, true, true, 1000};
+    uint64_t nodeid;
+    int32_t id = 0;
+    bool last;
+    begin();
+    backing.fd = dup(file);
+    CHECK(table_attach(&table, NODEID, &backing) == 0);
+    CHECK(!opens(NODEID, O_RDWR, 0, &id)); /* a mapping changes bytes without a trace */
+    CHECK(!opens(NODEID, O_WRONLY | O_TRUNC, 0, &id));
+    CHECK(opens(NODEID, O_RDONLY, 0, &id) && writers() == 0);
+    CHECK(opens(NODEID, O_WRONLY | O_APPEND, 0, &id) && id == BACKING);
+    CHECK(opens(NODEID, O_WRONLY, 2000, &id) && writers() == 2);
+    CHECK(!opens(NODEID, O_RDONLY, 0, &id)); /* it has changed since it was read */
+    CHECK(table_opens(&table, NODEID) == 3 && !table_detach(&table, NODEID));
+    closes(NODEID, LEDGER_ANSWERED_WRITE);
+    closes(NODEID, LEDGER_ANSWERED_READ);
+    CHECK(!is_signalled() && writers() == 1);
+
+    CHECK(attach(BACKING, true, 0) == 0); /* no more from now on */
+    CHECK(!opens(NODEID, O_WRONLY, 0, &id) && writers() == 1);
+    closes(NODEID, LEDGER_ANSWERED_WRITE);
+    CHECK(is_signalled() && table_next_event(&table, &nodeid, &last) && last);
+    CHECK(writers() == 0 && writes() == 2);
+
+    backing.fd = dup(file);
+    CHECK(table_attach(&table, NODEID, &backing) == 0);
+    struct stamp change = forwarding(FUSE_SETATTR, NODEID);
+    CHECK(!opens(NODEID, O_WRONLY, 0, &id)); /* its mode may be another one soon */
+    table_replied(&table, &change);
+    CHECK(!opens(NODEID, O_WRONLY, 0, &id) && table_detach(&table, NODEID));
     end();
 }
 
@@ -135,17 +183,17 @@ static void the_last_close_is_told_once(void)
     CHECK(attach(BACKING, false, 1000) == 0);
     for (int i = 0; i < 3; i++) {
         CHECK(opens(NODEID, O_RDONLY, 0, &id));
-        closes(NODEID, LEDGER_ANSWERED);
+        closes(NODEID, LEDGER_ANSWERED_READ);
     }
     CHECK(is_signalled() && !is_signalled());
     CHECK(opens(NODEID, O_RDONLY, 0, &id));
     CHECK(table_next_event(&table, &nodeid, &last) && nodeid == NODEID && !last);
     CHECK(!table_next_event(&table, &nodeid, &last));
-    closes(NODEID, LEDGER_ANSWERED);
+    closes(NODEID, LEDGER_ANSWERED_READ);
     CHECK(is_signalled());
     CHECK(table_next_event(&table, &nodeid, &last) && last);
     CHECK(opens(NODEID, O_RDONLY, 0, &id));
-    closes(NODEID, LEDGER_ANSWERED);
+    closes(NODEID, LEDGER_ANSWERED_READ);
     CHECK(table_detach(&table, NODEID)); /* takes its event along */
     CHECK(!table_next_event(&table, &nodeid, &last));
     end();
@@ -166,7 +214,7 @@ static void a_close_that_python_sees_is_no_event(void)
     CHECK(opens(NODEID, O_RDONLY, 0, &id));
     CHECK(amends(NODEID, &out));
     closes(NODEID, LEDGER_AMENDED_WRITE);
-    closes(NODEID, LEDGER_ANSWERED);
+    closes(NODEID, LEDGER_ANSWERED_READ);
     CHECK(is_signalled() && table_next_event(&table, &nodeid, &last) && last);
     end();
 }
@@ -299,7 +347,7 @@ static void many_nodeids_are_found_again(void)
     for (uint64_t nodeid = 1; nodeid <= MANY; nodeid++) {
         CHECK(opens(nodeid << 20, O_RDONLY, 0, &id));
         if (nodeid % 2) {
-            closes(nodeid << 20, LEDGER_ANSWERED);
+            closes(nodeid << 20, LEDGER_ANSWERED_READ);
             CHECK(table_detach(&table, nodeid << 20));
         }
     }
@@ -429,6 +477,7 @@ static void the_highest_nodeid_is_that_of_an_inode(void)
 int main(void)
 {
     RUN(an_open_file_is_not_detached);
+    RUN(what_is_kept_open_for_writing_is_opened_for_it);
     RUN(the_last_close_is_told_once);
     RUN(a_close_that_python_sees_is_no_event);
     RUN(attributes_are_known_until_something_changes_them);

@@ -119,7 +119,7 @@ static uint64_t counted(enum relay_counter counter)
 
 static void attach(uint64_t nodeid, int64_t fresh_until_ns)
 {
-    struct backing backing = {1, dup(file), true, true, fresh_until_ns};
+    struct backing backing = {1, dup(file), true, true, false, fresh_until_ns};
     CHECK(table_attach(relay_table(relay), nodeid, &backing) == 0);
 }
 
@@ -650,7 +650,7 @@ static void another_relay_goes_on_where_one_was(void)
     reply(2, 0, &init, sizeof init); /* the kernel has had one */
     CHECK(counted(COUNTER_replied) == 0 && relay_pending(relay) == 0);
 
-    struct backing other = {2, -1, false, true, 0};
+    struct backing other = {2, -1, false, true, false, 0};
     CHECK(table_opens(relay_table(relay), 5) == 2);
     CHECK(table_attach(relay_table(relay), 5, &other) == EBUSY);
     attach(5, INT64_MAX);

@@ -113,6 +113,7 @@ class Relayed(pyfuse3.Operations):
                 writable=node.writable,
                 fresh_until_ns=node.fresh_until_ns,
                 capability_free=True,
+                opens_writes=False,
             )
 
     # Handlers

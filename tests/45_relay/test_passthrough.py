@@ -149,7 +149,7 @@ def test_another_backing_file_is_refused_while_the_file_is_open(served):
     other = served.ask("fs.image('other').backing_id")
     again = (
         f"fs.relay.attach({nodeid}, {other}, 0, writable=False, fresh_until_ns=0,"
-        " capability_free=False)"
+        " capability_free=False, opens_writes=False)"
     )
     with open(served.path / "f", "rb"):
         with pytest.raises(AssertionError, match="OSError"):

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import wait_until
+
 BUSY = Path(__file__).resolve().parents[2] / "bench" / "busy.py"
 PROGRAMS, SECONDS, KILLS = 4, 9, 5
 
@@ -80,6 +82,33 @@ def test_counts_of_opens_are_right_after_it(mounted: Any, kill_worker: Kill) -> 
     kept.close()
     mounted.agentfs("sync", mounted.path)
     assert mounted.stats()["staged_files"] == 0
+
+
+def test_a_writer_that_the_relay_let_in_goes_on(mounted: Any, kill_worker: Kill) -> None:
+    """Its file is not taken for one that nobody writes, which it becomes when it is closed."""
+    path = mounted.path / "talk"
+    text = b""
+    for number in range(5):
+        with path.open("ab", buffering=0) as file:
+            file.write(b"turn %d\n" % number)
+        text += b"turn %d\n" % number
+    before = mounted.stats()["relay"]["answered_open"]
+    with path.open("ab", buffering=0) as file:
+        assert mounted.stats()["relay"]["answered_open"] > before
+        kill_worker()
+        mounted.agentfs("sync", mounted.path)
+        assert mounted.stats()["staged_files"] == 1
+        file.write(b"after it\n")
+    text += b"after it\n"
+    assert path.read_bytes() == text
+    wait_until(lambda: closed_when_synced(mounted))
+    mounted.remount()
+    assert path.read_bytes() == text
+
+
+def closed_when_synced(mounted: Any) -> bool:
+    mounted.agentfs("sync", mounted.path)
+    return bool(mounted.stats()["staged_files"] == 0)
 
 
 def test_an_open_file_without_a_name_stays_until_it_is_closed(

@@ -23,6 +23,10 @@ class FakeRelay:
         self.open_files: Counter[int] = Counter()
         self.registered: dict[int, tuple[int, int]] = {}
         """(device, inode) by backing id."""
+        self.opens_writes: dict[int, bool] = {}
+        """By nodeid: it may be opened for writing without us."""
+        self.writing: Counter[int] = Counter()
+        self.writes: Counter[int] = Counter()
         self._last = 0
 
     def register(self, fd: int) -> int:
@@ -39,6 +43,7 @@ class FakeRelay:
         assert backing_id in self.registered, "somebody would get EIO"
         assert not self.open_files[nodeid] or self.attached[nodeid] == backing_id
         self.attached[nodeid] = backing_id
+        self.opens_writes[nodeid] = bool(options.get("opens_writes"))
 
     def detach(self, nodeid: int) -> bool:
         if self.open_files[nodeid]:
@@ -49,14 +54,21 @@ class FakeRelay:
     def opens(self, nodeid: int) -> int:
         return self.open_files[nodeid]
 
-    def opened(self, nodeid: int) -> None:
+    def writers(self, nodeid: int) -> tuple[int, int]:
+        return self.writing[nodeid], self.writes[nodeid]
+
+    def opened(self, nodeid: int, *, writes: bool = False) -> None:
         """A program has opened what is attached."""
         assert nodeid in self.attached
+        assert not writes or self.opens_writes[nodeid]
         self.open_files[nodeid] += 1
+        self.writing[nodeid] += writes
+        self.writes[nodeid] += writes
 
-    def closed(self, nodeid: int) -> None:
+    def closed(self, nodeid: int, *, writes: bool = False) -> None:
         """A program has closed it."""
         self.open_files[nodeid] -= 1
+        self.writing[nodeid] -= writes
 
     def attr_changed(self, nodeid: int) -> None:
         """Nobody asks the fake for attributes."""
@@ -73,7 +85,7 @@ class FakeRelay:
     def set_acl_free(self, is_free: bool) -> None:
         """The same."""
 
-    def rows(self) -> list[tuple[int, int, int, int, int, int]]:
+    def rows(self) -> list[tuple[int, int, int, int, int, int, int]]:
         return []
 
     def backings(self) -> list[tuple[int, int, int]]:
