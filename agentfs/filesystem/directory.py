@@ -15,7 +15,16 @@ class DirectoryStream:
     good while names come and go; reading from position 0 starts afresh.
     """
 
-    __slots__ = ("_ahead", "_ahead_at", "_before", "_inode_id", "_names", "_namespace", "_places")
+    __slots__ = (
+        "_ahead",
+        "_ahead_at",
+        "_are_kept",
+        "_before",
+        "_inode_id",
+        "_names",
+        "_namespace",
+        "_places",
+    )
 
     _BATCH = 128
     """Read at once; a reply of one page takes about 24, the rest waits for the next."""
@@ -33,6 +42,8 @@ class DirectoryStream:
         self._ahead: list[Row] = []
         """Entries read but not taken yet, last first; good while no row changes."""
         self._ahead_at = 0
+        self._are_kept = True
+        """The rows of the entries have been in memory so far."""
 
     def entries(self, position: int) -> Iterator[tuple[int, bytes, Inode]]:
         """(position after it, name, inode) of each entry from *position* on.
@@ -58,7 +69,7 @@ class DirectoryStream:
             if not ahead:
                 last = names[-1] if names[-1] != b".." else b""
                 self._ahead_at = namespace.changes
-                ahead = self._ahead = namespace.rows_after(self._inode_id, last, self._BATCH)
+                ahead = self._ahead = self._rows_after(last)
                 ahead.reverse()
                 if not ahead:
                     return
@@ -66,6 +77,15 @@ class DirectoryStream:
             if before + len(names) >= position:
                 yield before + len(names) + 1, row[-1], namespace.inode_of(row)
             names.append(ahead.pop()[-1])
+
+    def _rows_after(self, name: bytes) -> list[Row]:
+        inode_id, batch = self._inode_id, self._BATCH
+        if self._are_kept:
+            kept = self._namespace.kept_rows_after(inode_id, name, batch)
+            if kept is not None:
+                return kept
+            self._are_kept = False
+        return self._namespace.rows_after(inode_id, name, batch)
 
     def _go_on_from(self, position: int) -> None:
         """Know as much of another worker's listing as reading from *position* takes."""

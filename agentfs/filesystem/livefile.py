@@ -56,11 +56,12 @@ class LiveFile:
         "may_be_sparse",
         "name",
         "nodeid",
-        "sealed_version",
         "reopened",
+        "sealed_version",
         "staged",
         "taken_bytes",
         "version",
+        "was_written",
         "writers",
     )
 
@@ -86,6 +87,8 @@ class LiveFile:
         """The staged copy may have holes."""
         self.taken_bytes = 0
         """What the staged copy took when it was refreshed, with what is reserved beyond its end."""
+        self.was_written = False
+        """`refresh` found what the kernel has written, since somebody last asked for that."""
         self.version = 0
         """Counts changes of the bytes; equal to sealed_version: nothing to seal."""
         self.sealed_version = 0
@@ -124,21 +127,21 @@ class LiveFile:
         """It, or what it was renamed over, is known to the store in an earlier state."""
         return self.inode.content is not None or self.sealed_version > 0
 
-    def refresh(self) -> bool:
-        """Learn size and times from the staged copy, which the kernel writes; True: new ones."""
+    def refresh(self) -> None:
+        """Learn size and times from the staged copy, which the kernel writes."""
         if self.staged is None or self.staged.is_frozen:
-            return False
+            return
         inode = self.inode
         status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
         self.taken_bytes = status.st_blocks * SECTOR_BYTES
         holes = status.st_size - self.taken_bytes
         inode.holes = holes if holes > 0 else None
         if status.st_size == inode.size and status.st_mtime_ns == inode.mtime_ns:
-            return False
+            return
         inode.size = status.st_size
         inode.mtime_ns = status.st_mtime_ns
         inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
-        return True
+        self.was_written = True
 
     def touch(self, now_ns: int) -> None:
         """Note that the bytes changed, and when."""

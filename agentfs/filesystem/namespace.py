@@ -562,6 +562,10 @@ class Namespace:
         """Up to *limit* entries of a directory that sort after *name*; see `inode_of`."""
         return self._dentries.after(parent, name, limit)
 
+    def kept_rows_after(self, parent: int, name: bytes, limit: int) -> list[Row] | None:
+        """The same, and faster; None: not all of them are in memory."""
+        return self._dentries.kept_after(parent, name, limit)
+
     def inode_of(self, row: Row) -> Inode:
         """The inode of an entry as it is now, if no row has changed since."""
         return self._table.current_of(row[:-1])

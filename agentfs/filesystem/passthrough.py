@@ -55,7 +55,7 @@ _REOPENED_LEAST = 2
 class _Kept:
     """A file that is kept open for writing."""
 
-    __slots__ = ("is_granted", "used_at", "writes_seen")
+    __slots__ = ("is_granted", "takes_bits", "used_at", "writes_seen")
 
     def __init__(self, *, is_granted: bool) -> None:
         self.is_granted = is_granted
@@ -63,6 +63,8 @@ class _Kept:
         self.used_at = time.monotonic()
         self.writes_seen = -1
         """How often the relay had opened it when nobody wrote it, and all was known."""
+        self.takes_bits = False
+        """It got set-id bits while somebody who was let in had it open: who writes takes them."""
 
 
 class PassthroughFiles(Files):
@@ -379,38 +381,49 @@ class PassthroughFiles(Files):
 
     def release(self, handle: Handle) -> None:
         file = handle.file
-        if handle.is_writer and file.writers == 1 and self._is_to_be_kept(file):
-            file.writers += 1
-            self._kept[file] = kept = _Kept(is_granted=True)
-            _, kept.writes_seen = self._relay.writers(file.nodeid)
+        is_last = handle.is_writer and file.writers == 1 + (file in self._kept)
+        if is_last and self._is_to_be_kept(file):
+            self._keep_open(file)
         if handle.is_writer and file.is_passed_through:
-            changed = file.refresh()
-            if changed and not handle.is_privileged:
-                self._namespace.drop_privileges(file.inode)
-                self._namespace.drop_capabilities(file.inode)
-                self._relay.attr_changed(file.nodeid)
+            file.refresh()
+            if file.was_written and not handle.is_privileged:
+                self._take_bits(file)
+            if is_last:
+                file.was_written = False
             if file.staged is not None:
                 self._staging.count(file.staged, file.taken_bytes)
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
-        is_last = file.writers == (file in self._kept)
-        if handle.is_writer and is_last and file.is_passed_through and file.staged:
+        if is_last and file.is_passed_through and file.staged:
             self._attach_staged(file, file.staged, writes=False)
         if not file.handles:
             self.unstage_if_sealed(file)
             self._table.released(file)
+
+    def _take_bits(self, file: LiveFile) -> None:
+        """Somebody without privilege has written it."""
+        file.was_written = False
+        self._namespace.drop_privileges(file.inode)
+        self._namespace.drop_capabilities(file.inode)
+        self._relay.attr_changed(file.nodeid)
 
     # Kept open
 
     def _is_to_be_kept(self, file: LiveFile) -> bool:
         return (
             file.reopened >= _REOPENED_LEAST
+            and file not in self._kept
             and len(self._kept) < _KEPT_MAX
             and file.is_passed_through
             and file.staged is not None
             and self._table.live(file.inode.id) is file
             and self._may_be_kept(file)
         )
+
+    def _keep_open(self, file: LiveFile) -> None:
+        file.writers += 1
+        self._kept[file] = kept = _Kept(is_granted=True)
+        _, kept.writes_seen = self._relay.writers(file.nodeid)
 
     def _may_be_kept(self, file: LiveFile) -> bool:
         """Whether whoever may open it for writing may do so unasked."""
@@ -425,6 +438,9 @@ class PassthroughFiles(Files):
         writers, writes = self._relay.writers(file.nodeid)
         if writes != kept.writes_seen and file.staged is not None:
             file.refresh()
+            if file.was_written and kept.takes_bits:
+                self._take_bits(file)
+            file.was_written = False
             self._staging.count(file.staged, file.taken_bytes)
             file.note_change()
             kept.used_at = file.changed_at
@@ -500,6 +516,9 @@ class PassthroughFiles(Files):
 
     def attributes_set(self, file: LiveFile) -> None:
         super().attributes_set(file)
+        kept = self._kept.get(file)
+        if kept is not None:
+            kept.takes_bits = self._learn_of_writes(file, kept)
         self._grant_anew(file)
 
     def _attribute_appeared(self, name: bytes) -> None:

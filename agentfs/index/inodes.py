@@ -45,9 +45,9 @@ class Inodes:
     def __init__(self, index: IndexConnection) -> None:
         self._execute = index.execute
         self._executemany = index.executemany
-        self._rows: dict[int, tuple[Any, ...]] = {}
-        """By number, as the table has them: whatever changes a row takes it out."""
-        index.transaction.on_rollback.append(self._rows.clear)
+        self.kept: dict[int, tuple[Any, ...]] = {}
+        """Rows by number, as the table has them: whatever changes one takes it out."""
+        index.transaction.on_rollback.append(self.kept.clear)
         (highest,) = index.execute("SELECT coalesce(max(id), 1) FROM inode").fetchone()
         self._last_id: int = highest
 
@@ -61,7 +61,7 @@ class Inodes:
         self._last_id = max(self._last_id, inode_id)
 
     def get(self, inode_id: int) -> Inode | None:
-        row = self._rows.get(inode_id)
+        row = self.kept.get(inode_id)
         if row is None:
             query = f"SELECT {_COLUMNS} FROM inode WHERE id = ?"
             row = self._execute(query, (inode_id,)).fetchone()
@@ -72,9 +72,9 @@ class Inodes:
 
     def keep(self, row: tuple[Any, ...]) -> None:
         """Remember a row that was just read: it will be asked for."""
-        if len(self._rows) >= _ROWS_KEPT:
-            self._rows.clear()
-        self._rows[row[0]] = row
+        if len(self.kept) >= _ROWS_KEPT:
+            self.kept.clear()
+        self.kept[row[0]] = row
 
     def insert(self, inode: Inode) -> None:
         row = _row(inode)
@@ -86,7 +86,7 @@ class Inodes:
 
     def update_attributes(self, inode: Inode) -> None:
         """Write owner, mode and times; not size and content, which sealing owns."""
-        self._rows.pop(inode.id, None)
+        self.kept.pop(inode.id, None)
         self._execute(
             "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime = ?, mtime = ?, ctime = ?"
             " WHERE id = ?",
@@ -119,7 +119,7 @@ class Inodes:
 
     def set_sealed(self, inode: Inode, content: int | None, size: int, holes: int | None) -> None:
         """Name the sealed content, and write owner, mode and times; as `set_content`."""
-        self._rows.pop(inode.id, None)
+        self.kept.pop(inode.id, None)
         self._execute(
             "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime = ?, mtime = ?, ctime = ?,"
             " content = ?, size = ?, holes = ? WHERE id = ?",
@@ -138,32 +138,32 @@ class Inodes:
         )
 
     def set_atime(self, inode_id: int, atime_ns: int) -> None:
-        self._rows.pop(inode_id, None)
+        self.kept.pop(inode_id, None)
         self._execute("UPDATE inode SET atime = ? WHERE id = ?", (atime_ns, inode_id))
 
     def set_content(self, inode_id: int, content: int | None, size: int, holes: int | None) -> None:
         """Name the sealed content; the caller counts the references."""
-        self._rows.pop(inode_id, None)
+        self.kept.pop(inode_id, None)
         self._execute(
             "UPDATE inode SET content = ?, size = ?, holes = ? WHERE id = ?",
             (content, size, holes, inode_id),
         )
 
     def set_times(self, inode_id: int, mtime_ns: int, ctime_ns: int) -> None:
-        self._rows.pop(inode_id, None)
+        self.kept.pop(inode_id, None)
         self._execute(
             "UPDATE inode SET mtime = ?, ctime = ? WHERE id = ?", (mtime_ns, ctime_ns, inode_id)
         )
 
     def set_links(self, inode_id: int, nlink: int, ctime_ns: int) -> None:
-        self._rows.pop(inode_id, None)
+        self.kept.pop(inode_id, None)
         self._execute(
             "UPDATE inode SET nlink = ?, ctime = ? WHERE id = ?", (nlink, ctime_ns, inode_id)
         )
 
     def add_links(self, links: Mapping[int, int]) -> None:
         """So many more names, or subdirectories, of each inode."""
-        self._rows.clear()
+        self.kept.clear()
         self._executemany(
             "UPDATE inode SET nlink = nlink + ? WHERE id = ?",
             ((more, inode_id) for inode_id, more in links.items()),
@@ -171,7 +171,7 @@ class Inodes:
 
     def drop_links(self, inode_ids: Iterable[int]) -> None:
         """A name of each is gone; a directory has one only."""
-        self._rows.clear()
+        self.kept.clear()
         self._executemany(
             "UPDATE inode SET nlink = iif((mode & 61440) = 16384, 0, nlink - 1),"
             " parent = iif((mode & 61440) = 16384 OR nlink > 1, parent, NULL) WHERE id = ?",
@@ -179,12 +179,12 @@ class Inodes:
         )
 
     def set_parent(self, inode_id: int, parent: int | None) -> None:
-        self._rows.pop(inode_id, None)
+        self.kept.pop(inode_id, None)
         self._execute("UPDATE inode SET parent = ? WHERE id = ?", (parent, inode_id))
 
     def touch_directory(self, inode_id: int, now_ns: int, subdirectories: int) -> None:
         """Stamp a directory whose entries change, by how many *subdirectories* it grows."""
-        self._rows.pop(inode_id, None)
+        self.kept.pop(inode_id, None)
         self._execute(
             "UPDATE inode SET mtime = ?1, ctime = ?1, nlink = nlink + ?2 WHERE id = ?3",
             (now_ns, subdirectories, inode_id),
@@ -196,7 +196,7 @@ class Inodes:
 
     def delete(self, inode_id: int) -> int | None:
         """Remove a row; returns the content that it named, which the caller releases."""
-        self._rows.pop(inode_id, None)
+        self.kept.pop(inode_id, None)
         row = self._execute(
             "DELETE FROM inode WHERE id = ? RETURNING content", (inode_id,)
         ).fetchone()

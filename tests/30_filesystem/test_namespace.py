@@ -264,3 +264,30 @@ async def test_writing_by_the_unprivileged_drops_set_id_bits(shell: Shell) -> No
         await shell.pwrite(handle, b"more", 0)
         shell.close(handle)
         assert stat.S_IMODE(shell.inode("/a").mode) == expected
+
+
+async def test_what_is_remembered_of_a_directory_is_what_its_rows_say(shell: Shell) -> None:
+    def is_remembered() -> bool:
+        place = (shell.inode("/d").id, b"", 100)
+        kept = shell.volume.namespace.kept_rows_after(*place)
+        assert kept is None or kept == shell.volume.namespace.rows_after(*place)
+        return kept is not None
+
+    shell.mkdir("/d")
+    for number in range(5):
+        await shell.write(f"/d/{number}", b"x" * number)
+    assert is_remembered()
+    shell.change("/d/1", mode=0o600, uid=5)
+    shell.link("/d/2", "/d/again")
+    shell.rename("/d/3", "/d/0")
+    shell.unlink("/d/4")
+    shell.mkdir("/d/below")
+    for _ in range(2):
+        is_remembered()
+        for name in shell.names("/d"):
+            shell.volume.index.inodes.get(shell.inode(f"/d/{os.fsdecode(name)}").id)
+        assert is_remembered()
+        await shell.sync()
+    shell.volume.index.inodes.kept.clear()
+    assert not is_remembered()
+    assert shell.names("/d") == [b"0", b"1", b"2", b"again", b"below"]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import wait_until
+
 AGENT = 1000
 
 
@@ -207,3 +209,38 @@ def test_whatever_else_is_done_to_it_no_turn_is_lost(mounted: Any) -> None:
     mounted.remount()
     assert {name: (root / name).read_bytes() for name in texts} == texts
     assert "Traceback" not in mounted.log()
+
+
+@pytest.mark.usefixtures("as_root", "open_to_all")
+def test_who_was_let_in_takes_set_id_bits_away(mnt: Path, script: Any) -> None:
+    path = mnt / "talk"
+    text = grow(path)
+    path.chmod(0o666)
+    for _ in range(3):
+        append(path, b".")
+    code = (
+        "fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND); print(flush=True);"
+        "input(); os.write(fd, b'agent')"
+    )
+    child = script(code, path, uid=AGENT)
+    child.stdout.readline()
+    path.chmod(0o4666)
+    child.communicate("\n", timeout=20)
+    wait_until(lambda: stat.S_IMODE(path.stat().st_mode) == 0o666)
+    assert path.read_bytes() == text + b"...agent"
+
+
+def test_what_was_synced_survives_a_power_cut(mounted: Any) -> None:
+    path = mounted.path / "talk"
+    text = grow(path)
+    for turn in range(3):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.write(fd, b"synced %d\n" % turn)
+        text += b"synced %d\n" % turn
+        os.fsync(fd)
+        os.close(fd)
+    append(path, b"not synced")
+    mounted.kill()
+    mounted.lose_tmpfs()
+    mounted.mount()
+    assert path.read_bytes() == text
