@@ -16,8 +16,8 @@ static struct table *attached_table(void)
         if (table_init(&table, -1, -1) != 0)
             abort();
         for (uint64_t nodeid = 1; nodeid < 4; nodeid++) {
-            struct backing backing = {1, open("/dev/null", O_RDONLY), nodeid & 1, true,
-                                      nodeid & 1, INT64_MAX};
+            struct backing backing = {
+                1, open("/dev/null", O_RDONLY), nodeid & 1, true, nodeid & 1, INT64_MAX};
             if (table_attach(&table, nodeid, &backing) != 0 || !table_set_ino(&table, nodeid, 99))
                 abort();
         }

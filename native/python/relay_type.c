@@ -268,8 +268,8 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
 
     if (relay == NULL)
         return NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Kii$pLpp:attach", names, &nodeid,
-                                     &backing.id, &fd, &writable, &fresh_until_ns, &capability_free,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Kii$pLpp:attach", names, &nodeid, &backing.id,
+                                     &fd, &writable, &fresh_until_ns, &capability_free,
                                      &opens_writes))
         return NULL;
     if (backing.id < 1 || nodeid == 0)
@@ -718,11 +718,12 @@ PyDoc_STRVAR(
     ":param ledger: from create_ledger(); if it served a relay of this mount before, this one\n"
     "    takes over from that; -1: none shall take over from this one");
 
-PyDoc_STRVAR(rows_doc,
-             "rows($self, /)\n--\n\n"
-             "(nodeid, st_ino, backing id or 0, opens through the backing file, opens that Python\n"
-             "answered, those of them for writing, opens for writing that the relay answered) of what\n"
-             "is open or shown under another st_ino.");
+PyDoc_STRVAR(
+    rows_doc,
+    "rows($self, /)\n--\n\n"
+    "(nodeid, st_ino, backing id or 0, opens through the backing file, opens that Python\n"
+    "answered, those of them for writing, opens for writing that the relay answered) of what\n"
+    "is open or shown under another st_ino.");
 
 PyDoc_STRVAR(backings_doc, "backings($self, /)\n--\n\n"
                            "(backing id, st_dev, st_ino) of each backing file the kernel has.");
