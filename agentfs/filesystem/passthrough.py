@@ -430,6 +430,7 @@ class PassthroughFiles(Files):
         return (
             file.inode.nlink > 0
             and self._may_write_unasked(file.inode, is_privileged=False)
+            and not self._staging.makes_wait
             and not self._index.xattrs.may_have(CAPABILITY)
         )
 
@@ -471,9 +472,9 @@ class PassthroughFiles(Files):
 
     def _close_what_rests(self) -> None:
         until = time.monotonic() - _KEPT_S
-        is_safe = self._staging.is_safe_unasked
+        is_short = self._staging.makes_wait or not self._staging.is_safe_unasked
         for file, kept in list(self._kept.items()):
-            if not is_safe or not kept.is_granted or kept.used_at < until:
+            if is_short or not kept.is_granted or kept.used_at < until:
                 self._close_kept(file, kept)
 
     def room_to_warm(self) -> float:

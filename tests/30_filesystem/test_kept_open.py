@@ -221,11 +221,12 @@ async def test_set_id_bits_are_taken_away_by_who_writes(talk: Talk) -> None:
     assert talk.is_let_in
 
 
+@pytest.mark.parametrize(("fact", "value"), [("is_safe_unasked", False), ("makes_wait", True)])
 async def test_when_room_is_short_nobody_is_let_in(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, fact: str, value: bool
 ) -> None:
     await talk.begin()
-    monkeypatch.setattr(type(talk.shell.volume.staging), "is_safe_unasked", False)
+    monkeypatch.setattr(type(talk.shell.volume.staging), fact, value)
     await talk.files.tidy()
     assert not talk.is_let_in
     assert talk.file.writers == 0
