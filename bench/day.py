@@ -226,12 +226,15 @@ class Kernel:
     def opens(self, nodeid: int) -> int:
         return 0
 
+    def writers(self, nodeid: int) -> tuple[int, int]:
+        return 0, 0
+
     def attr_changed(self, nodeid: int) -> None: ...
     def put_attr(self, *attributes: Any) -> None: ...
     def set_ino(self, nodeid: int, ino: int) -> None: ...
     def forget_ino(self, nodeid: int) -> None: ...
     def set_acl_free(self, is_free: bool) -> None: ...
-    def rows(self) -> list[tuple[int, int, int, int, int, int]]:
+    def rows(self) -> list[tuple[int, int, int, int, int, int, int]]:
         return []
 
     def backings(self) -> list[tuple[int, int, int]]:
@@ -496,7 +499,7 @@ def new_day(name: str, store: Path, clock: Clock, budget: int) -> Day:
     volume = Volume(store, profile, relay=Kernel())
     files = volume.files
     assert isinstance(files, passthrough.PassthroughFiles)
-    files.images.clock = volume.prefetcher.clock = clock.monotonic
+    files.clock = files.images.clock = volume.prefetcher.clock = clock.monotonic
     volume.prefetcher.is_on = name in PREFETCHES
     return Day(volume, clock)
 

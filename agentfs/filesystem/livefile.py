@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import stat
 import time
@@ -48,6 +49,7 @@ class LiveFile:
         "_opening",
         "backing",
         "changed_at",
+        "closed_at",
         "dirty_since",
         "handles",
         "image",
@@ -79,8 +81,10 @@ class LiveFile:
         self.handles = 0
         self.writers = 0
         """Handles among them that are open for writing, and one more while it is kept open."""
+        self.closed_at = -math.inf
+        """When who had it open for writing last closed it."""
         self.reopened = 0
-        """How often in a row it was opened for writing soon after it had been written."""
+        """How often in a row it was opened for writing soon after that."""
         self._lock: Mutex | None = None
         self._opening: Mutex | None = None
         self.may_be_sparse = False

@@ -27,7 +27,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
@@ -57,10 +57,10 @@ class _Kept:
 
     __slots__ = ("is_granted", "takes_bits", "used_at", "writes_seen")
 
-    def __init__(self, *, is_granted: bool) -> None:
+    def __init__(self, used_at: float, *, is_granted: bool) -> None:
         self.is_granted = is_granted
         """The relay may open it for writing without us."""
-        self.used_at = time.monotonic()
+        self.used_at = used_at
         self.writes_seen = -1
         """How often the relay had opened it when nobody wrote it, and all was known."""
         self.takes_bits = False
@@ -87,6 +87,7 @@ class PassthroughFiles(Files):
         self._relay = relay
         self._kept: dict[LiveFile, _Kept] = {}
         """Those that were used last come last."""
+        self.clock: Callable[[], float] = time.monotonic
         self.images = Images(staging, contents, relay, placement)
         table.watch(
             relay.opens,
@@ -113,7 +114,7 @@ class PassthroughFiles(Files):
                 file.handles, file.writers = handles, writers
                 if answered and self._table.live(file.inode.id) is file:
                     file.writers += 1
-                    self._kept[file] = _Kept(is_granted=False)
+                    self._kept[file] = _Kept(self.clock(), is_granted=False)
                 self._attach_again(file, backing, identity, image)
                 used.add(backing)
         used.update(image.backing for image in images.values())
@@ -162,7 +163,7 @@ class PassthroughFiles(Files):
                 if writes:
                     await self._leave_frozen(file)
                 if writes and not file.writers:
-                    is_soon = time.monotonic() - file.changed_at < _KEPT_S
+                    is_soon = self.clock() - file.closed_at < _KEPT_S
                     file.reopened = file.reopened + 1 if is_soon and file.staged else 0
                 if not self._table.is_open(inode.id):
                     truncates = bool(flags & os.O_TRUNC)
@@ -389,7 +390,7 @@ class PassthroughFiles(Files):
             if file.was_written and not handle.is_privileged:
                 self._take_bits(file)
             if is_last:
-                file.was_written = False
+                file.closed_at, file.was_written = self.clock(), False
             if file.staged is not None:
                 self._staging.count(file.staged, file.taken_bytes)
             file.note_change()  # a mapping may have changed bytes without a trace
@@ -422,7 +423,7 @@ class PassthroughFiles(Files):
 
     def _keep_open(self, file: LiveFile) -> None:
         file.writers += 1
-        self._kept[file] = kept = _Kept(is_granted=True)
+        self._kept[file] = kept = _Kept(self.clock(), is_granted=True)
         _, kept.writes_seen = self._relay.writers(file.nodeid)
 
     def _may_be_kept(self, file: LiveFile) -> bool:
@@ -444,7 +445,7 @@ class PassthroughFiles(Files):
             file.was_written = False
             self._staging.count(file.staged, file.taken_bytes)
             file.note_change()
-            kept.used_at = file.changed_at
+            kept.used_at = file.closed_at = self.clock()
             self._kept[file] = self._kept.pop(file)
         if not writers:
             kept.writes_seen = writes
@@ -471,7 +472,7 @@ class PassthroughFiles(Files):
             self._table.released(file)
 
     def _close_what_rests(self) -> None:
-        until = time.monotonic() - _KEPT_S
+        until = self.clock() - _KEPT_S
         is_short = self._staging.makes_wait or not self._staging.is_safe_unasked
         for file, kept in list(self._kept.items()):
             if is_short or not kept.is_granted or kept.used_at < until:

@@ -14,7 +14,11 @@
 
 /* How long a reader looks for the next request before it sleeps. A program that opens, reads and
  * closes asks again within 20 us; to be woken takes as long as that. */
-enum { LINGER_NS = 50 * 1000 };
+enum { LINGER_NS = 50 * 1000, LINGER_ON_WATCH_NS = 100 * 1000 };
+
+/* How many requests in a row one reader must have answered before it keeps watch. It does not yield
+ * then: whoever stands by would get its processor, though nothing but processors that are idle. */
+enum { WATCH_AFTER = 16 };
 
 /* How many requests in a row Python must have waited for in vain of nothing else, before it reads
  * them itself; and how long one may then take it before a reader looks after the others. */
@@ -24,17 +28,23 @@ enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 500 * 1000 };
  * MiB each through the daemon would otherwise have a copy of it here. */
 enum { BACKLOG_BYTES_MAX = 64 << 20 };
 
-/* Waits for a request without sleeping, until LINGER_NS after it began; yields to whoever has
- * something to do. */
-static void linger(struct relay *relay, int device, int64_t began_ns)
+/* Waits for a request that long without sleeping; may yield to whoever has something to do. False:
+ * none has come, or another one looks. */
+static bool linger(struct relay *relay, int device, int64_t linger_ns, bool yields)
 {
     struct pollfd readable = {.fd = device, .events = POLLIN};
+    int64_t began_ns = monotonic_ns();
+    bool is_late = false;
 
     if (atomic_flag_test_and_set(&relay->is_lingering))
-        return;
-    while (poll(&readable, 1, 0) == 0 && monotonic_ns() - began_ns < LINGER_NS)
-        sched_yield();
+        return false;
+    while (!is_late && poll(&readable, 1, 0) == 0) {
+        if (yields)
+            sched_yield();
+        is_late = monotonic_ns() - began_ns >= linger_ns;
+    }
     atomic_flag_clear(&relay->is_lingering);
+    return !is_late;
 }
 
 enum reading { READING_ON, READING_NOTHING, READING_OVER };
@@ -66,14 +76,17 @@ static enum reading read_request(struct relay *relay, int device, uint8_t *bytes
 }
 
 /* What a reader does while Python reads. False: it did nothing of the kind. */
-static bool rest(struct relay *relay, bool looks_after, uint8_t *bytes)
+static bool rest(struct relay *relay, const struct thread *thread, uint8_t *bytes)
 {
     struct attention *attention = &relay->attention;
+    bool looks_after = thread == relay->threads;
     struct timespec until;
     enum handled handled;
 
     pthread_mutex_lock(&attention->lock);
     bool rested = attention->is_given;
+    if (rested)
+        watch_end(&relay->watch, thread);
     while (attention->is_given && !atomic_load(&relay->are_readers_stopping)) {
         if (!looks_after) {
             pthread_cond_wait(&attention->ended, &attention->lock);
@@ -100,27 +113,53 @@ static bool rest(struct relay *relay, bool looks_after, uint8_t *bytes)
     return rested;
 }
 
+/* --- while requests that need no Python follow each other ------------------------------------ */
+
+static void keep_watch(struct relay *relay, const struct thread *thread)
+{
+    pthread_mutex_lock(&relay->watch.lock);
+    if (watch_begin(&relay->watch, thread))
+        relay_kick(&relay->threads[thread == relay->threads]);
+    pthread_mutex_unlock(&relay->watch.lock);
+}
+
+/* After so many in a row that came soon and were answered here. True: there is another. */
+static bool expect_more(struct relay *relay, const struct thread *thread, unsigned in_a_row)
+{
+    if (in_a_row == WATCH_AFTER)
+        keep_watch(relay, thread);
+    if (!watch_is_kept_by(&relay->watch, thread))
+        return in_a_row > 0 && linger(relay, thread->device, LINGER_NS, true);
+    watch_seen(&relay->watch);
+    bool comes = linger(relay, thread->device, LINGER_ON_WATCH_NS, false);
+    if (!comes)
+        watch_end(&relay->watch, thread);
+    return comes;
+}
+
 void *relay_reader(void *argument)
 {
     struct thread *thread = argument;
     struct relay *relay = thread->relay;
     uint8_t *bytes = malloc(MESSAGE_BYTES_MAX);
-    bool expects_more = false; /* the last came soon and was answered here */
+    unsigned in_a_row = 0;
     enum handled handled;
     enum reading reading = bytes ? READING_ON : READING_OVER;
 
     while (reading != READING_OVER && !atomic_load(&relay->are_readers_stopping)) {
-        if (rest(relay, thread == relay->threads, bytes))
+        if (rest(relay, thread, bytes))
             continue;
+        watch_stand_by(&relay->watch, thread, &relay->are_readers_stopping);
         int64_t began_ns = monotonic_ns();
-        if (expects_more)
-            linger(relay, thread->device, began_ns);
+        bool is_soon = expect_more(relay, thread, in_a_row);
         queue_wait_below(&relay->requests, BACKLOG_BYTES_MAX, &relay->are_readers_stopping);
         if (atomic_load(&relay->are_readers_stopping))
             break;
         reading = read_request(relay, thread->device, bytes, &handled, NULL);
-        if (reading == READING_ON)
-            expects_more = handled == HANDLED_HERE && monotonic_ns() - began_ns < LINGER_NS;
+        is_soon = is_soon || monotonic_ns() - began_ns < LINGER_NS;
+        in_a_row = reading == READING_ON && handled == HANDLED_HERE && is_soon ? in_a_row + 1 : 0;
+        if (in_a_row == 0)
+            watch_end(&relay->watch, thread);
     }
     free(bytes);
     atomic_store(&thread->has_ended, true);

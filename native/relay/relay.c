@@ -146,6 +146,7 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
     }
     atomic_flag_clear(&relay->is_lingering);
     init_attention(&relay->attention);
+    watch_init(&relay->watch);
     relay->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
     pthread_mutex_init(&relay->init_lock, NULL);
     queue_init(&relay->requests);
@@ -187,6 +188,7 @@ no_table:
     close(relay->operations_fd);
     queue_free(&relay->requests);
     pthread_mutex_destroy(&relay->init_lock);
+    watch_free(&relay->watch);
     free(relay);
     return error;
 }
@@ -248,6 +250,7 @@ int relay_start(struct relay *relay)
         error = start_thread(relay, relay_notifier, -1);
     if (error == 0)
         error = start_thread(relay, relay_forwarder, -1);
+    atomic_store(&relay->watch.is_on, error == 0 && relay->readers == 2 && watch_is_possible());
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
 }
@@ -270,6 +273,15 @@ static void join(struct thread *thread)
     pthread_join(thread->id, NULL);
 }
 
+static void join_readers(struct relay *relay)
+{
+    pthread_mutex_lock(&relay->watch.lock);
+    atomic_store(&relay->watch.is_on, false); /* none calls the other from now on */
+    pthread_mutex_unlock(&relay->watch.lock);
+    for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
+        join(&relay->threads[i]);
+}
+
 bool relay_has_taken_over(struct relay *relay)
 {
     return relay->has_taken_over;
@@ -280,8 +292,7 @@ void relay_retire(struct relay *relay)
     atomic_store(&relay->are_readers_stopping, true);
     queue_wake(&relay->requests);
     relay_end_attention(relay);
-    for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
-        join(&relay->threads[i]);
+    join_readers(relay);
 }
 
 void relay_stop(struct relay *relay)
@@ -298,8 +309,7 @@ void relay_stop(struct relay *relay)
         join(&relay->threads[i]);
     atomic_store(&relay->are_readers_stopping, true);
     relay_end_attention(relay);
-    for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
-        join(&relay->threads[i]);
+    join_readers(relay);
     relay_fail_pending(relay);
     close_devices(relay);
     close(relay->socket);
@@ -316,6 +326,7 @@ void relay_free(struct relay *relay)
     close(relay->operations_fd);
     queue_free(&relay->requests);
     pthread_mutex_destroy(&relay->init_lock);
+    watch_free(&relay->watch);
     free(relay);
 }
 

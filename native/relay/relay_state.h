@@ -12,6 +12,7 @@
 #include "pending.h"
 #include "queue.h"
 #include "relay.h"
+#include "watch.h"
 
 enum { THREADS_MAX = RELAY_THREADS_MAX + 2 };
 
@@ -44,6 +45,7 @@ struct relay {
     int devices[RELAY_THREADS_MAX + 1]; /* owned; replies go back through that of the request */
     int readers;                        /* one each; behind theirs that of relay_take() */
     struct attention attention;
+    struct watch watch;
     struct look look;  /* of the thread in relay_take() */
     int socket;        /* owned; the relay's end */
     int event_fd;      /* borrowed */

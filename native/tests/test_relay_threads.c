@@ -618,6 +618,45 @@ static void exchange_init(void)
     CHECK(answered(0).header.unique == 2 && relay_is_ready(relay));
 }
 
+/* The readers of a mount read from one queue, through descriptors of their own. */
+static void one_reader_takes_what_follows_each_other(void)
+{
+    struct fuse_open_in open_in = {.flags = O_RDONLY};
+    struct fuse_release_in release_in = {.fh = HANDLE_RELAY | 5};
+    struct fuse_in_header seen;
+    int ends[2];
+
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
+    int clones[] = {dup(ends[1]), dup(ends[1])};
+    struct relay_setup setup = {.device = ends[1], .threads = 2, .clones = clones, .ledger_fd = -1};
+    for (int i = 0; i <= READERS; i++)
+        kernel[i] = i == 0 ? ends[0] : -1;
+    event_fd = setup.event_fd = eventfd(0, EFD_NONBLOCK);
+    file = memfd_create("backing", 0);
+    CHECK(relay_new(&setup, &relay, &python_fd) == 0 && relay_start(relay) == 0);
+    attach(5, INT64_MAX);
+    for (uint64_t unique = 2; unique < 6000; unique += 6) {
+        ask(0, FUSE_OPEN, unique, 5, &open_in, sizeof open_in);
+        CHECK(answered(0).header.unique == unique);
+        ask(0, FUSE_RELEASE, unique + 2, 5, &release_in, sizeof release_in);
+        CHECK(answered(0).header.unique == unique + 2);
+        if (unique % 1000 == 2)
+            usleep(2000); /* longer than anybody waits for more */
+        if (unique % 500 == 2) {
+            ask(0, FUSE_STATFS, unique + 4, 1, NULL, 0);
+            CHECK(receive(python_fd, &seen, sizeof seen) > 0 && seen.unique == unique + 4);
+            reply(unique + 4, ENOSYS, NULL, 0);
+            CHECK(answered(0).header.unique == unique + 4);
+        }
+    }
+    CHECK(table_opens(relay_table(relay), 5) == 0);
+    for (int i = 0; i < 20; i++) { /* and stops in the midst of it */
+        ask(0, FUSE_OPEN, 10000 + 2 * (uint64_t)i, 5, &open_in, sizeof open_in);
+        CHECK(answered(0).header.error == 0);
+    }
+    end();
+}
+
 static void another_relay_goes_on_where_one_was(void)
 {
     struct fuse_open_in in = {.flags = O_RDONLY};
@@ -856,6 +895,7 @@ int main(void)
     RUN(an_open_the_kernel_does_not_take_is_not_counted);
     RUN(a_busy_library_reads_for_itself);
     RUN(brief_requests_are_kept_while_the_library_reads_for_itself);
+    RUN(one_reader_takes_what_follows_each_other);
     RUN(another_relay_goes_on_where_one_was);
     RUN(who_retires_reads_no_more_and_answers_what_it_has);
     RUN(counts_hold_while_all_happens_at_once);
