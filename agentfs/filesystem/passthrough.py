@@ -196,6 +196,7 @@ class PassthroughFiles(Files):
             return False
         if self._kept.pop(file, None) is not None:
             file.writers -= 1
+            file.note_change()  # by whoever was let in since we last asked
         if file.is_passed_through:
             file.refresh()
         self._relay.unregister(file.backing)

@@ -133,6 +133,17 @@ async def test_what_is_not_yet_told_of_is_stored(talk: Talk) -> None:
     assert await talk.text_of() == talk.text
 
 
+async def test_what_the_kernel_forgets_before_we_are_told_is_stored(talk: Talk) -> None:
+    await talk.begin()
+    await talk.shell.seal(CONVERSATION)
+    with talk.let_in():
+        talk.write(b"more")
+    talk.shell.volume.table.forget(talk.file.inode.id, 1)
+    assert talk.file.writers == 0
+    await talk.shell.sync()
+    assert await talk.text_of() == talk.text
+
+
 async def test_after_a_while_it_is_closed(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     await talk.begin()
     await talk.files.tidy()
