@@ -16,8 +16,7 @@
  * closes asks again within 20 us; to be woken takes as long as that. */
 enum { LINGER_NS = 50 * 1000, LINGER_ON_WATCH_NS = 100 * 1000 };
 
-/* How many requests in a row one reader must have answered before it keeps watch. It does not yield
- * then: whoever stands by would get its processor, though nothing but processors that are idle. */
+/* How many requests in a row one reader must have answered before it keeps watch. */
 enum { WATCH_AFTER = 16 };
 
 /* How many requests in a row Python must have waited for in vain of nothing else, before it reads
@@ -28,9 +27,9 @@ enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 500 * 1000 };
  * MiB each through the daemon would otherwise have a copy of it here. */
 enum { BACKLOG_BYTES_MAX = 64 << 20 };
 
-/* Waits for a request that long without sleeping; may yield to whoever has something to do. False:
+/* Waits for a request that long without sleeping; yields to whoever has something to do. False:
  * none has come, or another one looks. */
-static bool linger(struct relay *relay, int device, int64_t linger_ns, bool yields)
+static bool linger(struct relay *relay, int device, int64_t linger_ns)
 {
     struct pollfd readable = {.fd = device, .events = POLLIN};
     int64_t began_ns = monotonic_ns();
@@ -39,8 +38,7 @@ static bool linger(struct relay *relay, int device, int64_t linger_ns, bool yiel
     if (atomic_flag_test_and_set(&relay->is_lingering))
         return false;
     while (!is_late && poll(&readable, 1, 0) == 0) {
-        if (yields)
-            sched_yield();
+        sched_yield();
         is_late = monotonic_ns() - began_ns >= linger_ns;
     }
     atomic_flag_clear(&relay->is_lingering);
@@ -129,9 +127,9 @@ static bool expect_more(struct relay *relay, const struct thread *thread, unsign
     if (in_a_row == WATCH_AFTER)
         keep_watch(relay, thread);
     if (!watch_is_kept_by(&relay->watch, thread))
-        return in_a_row > 0 && linger(relay, thread->device, LINGER_NS, true);
+        return in_a_row > 0 && linger(relay, thread->device, LINGER_NS);
     watch_seen(&relay->watch);
-    bool comes = linger(relay, thread->device, LINGER_ON_WATCH_NS, false);
+    bool comes = linger(relay, thread->device, LINGER_ON_WATCH_NS);
     if (!comes)
         watch_end(&relay->watch, thread);
     return comes;

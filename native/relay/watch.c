@@ -36,6 +36,7 @@ void watch_init(struct watch *watch)
     atomic_init(&watch->is_on, false);
     atomic_init(&watch->keeper, NULL);
     atomic_init(&watch->seen_ns, 0);
+    atomic_init(&watch->processor, -1);
 }
 
 void watch_free(struct watch *watch)
@@ -55,6 +56,7 @@ bool watch_begin(struct watch *watch, const void *who)
     if (!atomic_load(&watch->is_on) || !has_processors())
         return false;
     watch_seen(watch);
+    atomic_store(&watch->processor, sched_getcpu());
     return atomic_compare_exchange_strong(&watch->keeper, &nobody, who);
 }
 
@@ -79,14 +81,28 @@ static const void *other_keeper(struct watch *watch, const void *who)
     return keeper == who ? NULL : keeper;
 }
 
+/* Not on the keeper's processor, which is awake; there is another. */
+static bool leave(int processor, cpu_set_t *before)
+{
+    if (processor < 0 || sched_getaffinity(0, sizeof *before, before) != 0)
+        return false;
+    cpu_set_t others = *before;
+    CPU_CLR((unsigned)processor, &others);
+    return sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
 void watch_stand_by(struct watch *watch, const void *who, const atomic_bool *is_over)
 {
     const void *keeper = other_keeper(watch, who);
+    cpu_set_t before;
     if (keeper == NULL || !set_policy(SCHED_IDLE))
         return;
+    bool has_left = leave(atomic_load(&watch->processor), &before);
     while ((keeper = other_keeper(watch, who)) != NULL && !atomic_load(is_over)) {
         if (monotonic_ns() - atomic_load(&watch->seen_ns) > LOST_NS)
             watch_end(watch, keeper);
     }
+    if (has_left)
+        sched_setaffinity(0, sizeof before, &before);
     set_policy(SCHED_OTHER);
 }

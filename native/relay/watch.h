@@ -17,6 +17,7 @@ struct watch {
     atomic_bool is_on;    /* there are two readers, and they may change their policy */
     _Atomic(const void *) keeper; /* NULL: nobody */
     _Atomic int64_t seen_ns;      /* the keeper's last sign of life */
+    atomic_int processor;         /* the keeper's, when it began */
 };
 
 void watch_init(struct watch *watch);
