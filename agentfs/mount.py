@@ -164,7 +164,9 @@ class _Mount:
         self._started = time.monotonic()
         self._is_to_end = trio.Event()
         self._writing_back = trio.CancelScope()
-        volume.cloner.announce = functools.partial(announce.announce, session.notifier)
+        volume.cloner.announce = functools.partial(
+            announce.announce, session.notifier, volume.table.missing
+        )
         volume.cloner.write_back = functools.partial(announce.write_back, session.notifier)
         volume.view.stats = functools.partial(self._figures, is_repeated=True)
 

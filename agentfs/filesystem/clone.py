@@ -41,8 +41,9 @@ log = logging.getLogger(__name__)
 _BATCH = 512
 """Names made in one transaction, about 5 ms; names removed in one, about 5 ms."""
 
-Announce = Callable[[int, bytes], Awaitable[None]]
-"""Tells the kernel of a name that we made in a directory. See `Cloner.announce`."""
+Announce = Callable[[int, bytes, bool], Awaitable[None]]
+"""Tells the kernel of a name that we made in a directory, and whether there was none. See
+`Cloner.announce`."""
 
 WriteBack = Callable[[int], Awaitable[None]]
 """Has the kernel send us what it has of a nodeid. See `Cloner.write_back`."""
@@ -159,7 +160,7 @@ class Cloner:
             raise
         assert job.root is not None
         job.cloned.inode = job.root.id
-        await self.announce(job.parent, job.name)
+        await self.announce(job.parent, job.name, replaced is None)
         if replaced is not None and replaced.is_directory:
             await self._remove(replaced)
         return job.cloned

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _DIRECTORIES_KEPT = 4096
 
+_MISSING_KEPT = 8192
+"""Names, in 1.5 MB."""
+
 _USES_KEPT = 65_536
 """Directories, in 8 MB."""
 
@@ -174,6 +177,28 @@ class Unlisted(Protocol):
     def contents_in_use(self) -> set[int]: ...
 
 
+class MissingNames:
+    """Names of which the kernel was told that there are none, which it believes for a day."""
+
+    def __init__(self) -> None:
+        self._names: set[tuple[int, bytes]] = set()
+        self._are_all = True
+
+    def forget(self) -> None:
+        """There may be others."""
+        self._are_all = False
+        self._names.clear()
+
+    def note(self, parent: int, name: bytes) -> None:
+        if len(self._names) >= _MISSING_KEPT:
+            self.forget()
+        if self._are_all:
+            self._names.add((parent, name))
+
+    def may_hold(self, parent: int, name: bytes) -> bool:
+        return not self._are_all or (parent, name) in self._names
+
+
 class InodeTable:
     """Finds inodes, live or not, and removes those that neither a name nor the kernel holds."""
 
@@ -199,6 +224,7 @@ class InodeTable:
         self._left: dict[int, LiveFile] = {}
         """By nodeid that its name has left: the file as those see it who have it open."""
         self.unlisted: Unlisted | None = None
+        self.missing = MissingNames()
         self.watch()
 
     def watch(

@@ -282,6 +282,7 @@ class Volume:
     def _inherit_nodeids(self, relay: Relay) -> None:
         """The kernel goes on using the nodeids that another worker gave it."""
         self.index.inodes.skip_to(relay.highest_nodeid)
+        self.table.missing.forget()
         rows = relay.rows()
         self.table.inherit_unlinked(
             {inode for _, inode, _, passed, handles, *_ in rows if passed or handles}

@@ -62,7 +62,10 @@ class BriefRequests:
         inode = self._names.lookup(parent, name)
         if inode is not None:
             return packed_entry(inode, self._table.told_of(inode))
-        return None if is_in_view(parent, name) else PACKED_MISSING
+        if is_in_view(parent, name):
+            return None
+        self._table.missing.note(parent, name)
+        return PACKED_MISSING
 
     def _getattr(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
         return packed_attributes(self._table.get(nodeid), nodeid)

@@ -132,7 +132,10 @@ class Operations(pyfuse3.Operations):
         inode = self._names.lookup(parent, name)
         if inode is not None:
             return self._new_entry(inode)
-        return self._look_in_view(parent, name) if is_in_view(parent, name) else MISSING
+        if is_in_view(parent, name):
+            return self._look_in_view(parent, name)
+        self._table.missing.note(parent, name)
+        return MISSING
 
     def _look_in_view(self, parent: int, name: bytes) -> EntryAttributes:
         inode = self._view.lookup(parent, name)

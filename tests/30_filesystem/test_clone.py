@@ -323,12 +323,12 @@ async def test_a_tree_replaces_anything_at_one_moment(
         shell.link("/dst/staged0", "/link into the old tree")
     seen = []
 
-    async def look(parent: int, name: bytes) -> None:
-        seen.append((parent, name, shell.exists("/dst/deep/only here")))
+    async def look(parent: int, name: bytes, is_new: bool) -> None:
+        seen.append((parent, name, is_new, shell.exists("/dst/deep/only here")))
 
     shell.volume.cloner.announce = look
     await shell.clone("/src", "/dst", replaces=True)
-    assert seen == [(ROOT_INODE, b"dst", False)]
+    assert seen == [(ROOT_INODE, b"dst", False, False)]
     if kind == "tree":
         assert shell.attributes("/link into the old tree").nlink == 1
         assert await shell.read("/link into the old tree") == BYTES + b"\0"

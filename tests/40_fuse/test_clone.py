@@ -351,3 +351,37 @@ def test_an_ordinary_user_gains_nothing(mounted: Any, as_root: None) -> None:
         command = [sys.executable, "-I", "-c", script, "control"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "refused\n"
+
+
+def test_a_clone_is_seen_at_once_by_whoever_found_nothing_there_before(
+    mounted: Any, mode: str
+) -> None:
+    root = mounted.path
+    (root / "src").mkdir()
+    (root / "src" / "file").write_bytes(b"bytes")
+    os.listdir(root)
+    before = root.stat()
+
+    def clone(name: str) -> None:
+        mounted.agentfs("clone", root / "src", root / name)
+        assert (root / name / "file").read_bytes() == b"bytes"
+
+    clone("never asked for")
+    after = root.stat()
+    assert (after.st_nlink, after.st_mtime_ns > before.st_mtime_ns) == (before.st_nlink + 1, True)
+    assert not (root / "asked for").exists()
+    clone("asked for")
+    if mode == "relay":
+        assert not (root / "of another worker").exists()
+        mounted.agentfs("restart", root)
+        clone("of another worker")
+    (root / "gone").mkdir()
+    (root / "gone").rmdir()
+    clone("gone")
+    (root / "moved").mkdir()
+    (root / "moved").rename(root / "to here")
+    clone("moved")
+    names = [f"missing {number}" for number in range(8200)]
+    assert not any((root / name).exists() for name in names)
+    clone(names[0])
+    clone(names[-1])
