@@ -275,11 +275,12 @@ class Cloner:
 
     def _consider_staged(self, batch: _Batch, source: int, clone: Inode) -> None:
         file = self._table.live(source)
-        if file is not None and file.writers:
-            self._files.close_kept(file)
-        if file is not None and file.writers:
+        if file is None:
+            return
+        self._files.close_kept(file)
+        if file.writers:
             batch.written.append(file)
-        if file is None or file.staged is None or not file.is_dirty:
+        if file.staged is None or not file.is_dirty:
             return  # the row says it all
         if file.is_passed_through:
             if file.writers:

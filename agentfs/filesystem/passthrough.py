@@ -86,7 +86,6 @@ class PassthroughFiles(Files):
         self._index = index
         self._relay = relay
         self._kept: dict[LiveFile, _Kept] = {}
-        """Those that were used last come last."""
         self.clock: Callable[[], float] = time.monotonic
         self.images = Images(staging, contents, relay, placement)
         table.watch(
@@ -387,13 +386,11 @@ class PassthroughFiles(Files):
         if is_last and self._is_to_be_kept(file):
             self._keep_open(file)
         if handle.is_writer and file.is_passed_through:
-            file.refresh()
+            self._measure(file)
             if file.was_written and not handle.is_privileged:
                 self._take_bits(file)
             if is_last:
                 file.closed_at, file.was_written = self.clock(), False
-            if file.staged is not None:
-                self._staging.count(file.staged, file.taken_bytes)
             file.note_change()  # a mapping may have changed bytes without a trace
         super().release(handle)
         if is_last and file.is_passed_through and file.staged:
@@ -401,6 +398,12 @@ class PassthroughFiles(Files):
         if not file.handles:
             self.unstage_if_sealed(file)
             self._table.released(file)
+
+    def _measure(self, file: LiveFile) -> None:
+        """Learn what the kernel has written, and count the room it takes."""
+        file.refresh()
+        if file.staged is not None:
+            self._staging.count(file.staged, file.taken_bytes)
 
     def _take_bits(self, file: LiveFile) -> None:
         """Somebody without privilege has written it."""
@@ -440,20 +443,19 @@ class PassthroughFiles(Files):
         """Learn of what programs wrote that the relay has let in; True: one of them writes it."""
         writers, writes = self._relay.writers(file.nodeid)
         if writes != kept.writes_seen and file.staged is not None:
-            file.refresh()
+            self._measure(file)
             if file.was_written and kept.takes_bits:
                 self._take_bits(file)
             file.was_written = False
-            self._staging.count(file.staged, file.taken_bytes)
             file.note_change()
             kept.used_at = file.closed_at = self.clock()
-            self._kept[file] = self._kept.pop(file)
         if not writers:
             kept.writes_seen = writes
         return writers > 0
 
     def close_kept(self, file: LiveFile | None = None) -> None:
-        for one in list(self._kept) if file is None else [file] if file in self._kept else []:
+        closed = list(self._kept) if file is None else self._kept.keys() & {file}
+        for one in closed:
             self._close_kept(one, self._kept[one])
 
     def _close_kept(self, file: LiveFile, kept: _Kept) -> None:
@@ -505,8 +507,7 @@ class PassthroughFiles(Files):
             if file in self._kept and file.writers == 1 and not self._relay.writers(file.nodeid)[0]:
                 continue  # we are told when it has been written
             if file.writers and file.is_passed_through and file.staged is not None:
-                file.refresh()
-                self._staging.count(file.staged, file.taken_bytes)
+                self._measure(file)
 
     def cool(self, pace: float | None) -> None:
         self.images.cool(pace)

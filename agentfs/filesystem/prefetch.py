@@ -44,6 +44,7 @@ _AT_EASE_S = 1.0
 what 200 agents at work cost the daemon."""
 
 _KNOWN_MAX = 4096
+"""Files, and directories of nobody."""
 
 _ASKED_AGAIN_S = 0.005
 _TOO_LATE_S = 1.0

@@ -59,13 +59,10 @@ class BriefRequests:
 
     def _lookup(self, parent: int, caller: Caller, body: bytes) -> _Answered:
         name = body[:-1]
-        inode = self._names.lookup(parent, name)
+        inode = self._operations.find(parent, name)
         if inode is not None:
             return packed_entry(inode, self._table.told_of(inode))
-        if is_in_view(parent, name):
-            return None
-        self._table.missing.note(parent, name)
-        return PACKED_MISSING
+        return None if is_in_view(parent, name) else PACKED_MISSING
 
     def _getattr(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
         return packed_attributes(self._table.get(nodeid), nodeid)

@@ -129,13 +129,17 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = self._names.lookup(parent, name)
+        inode = self.find(parent, name)
         if inode is not None:
             return self._new_entry(inode)
-        if is_in_view(parent, name):
-            return self._look_in_view(parent, name)
-        self._table.missing.note(parent, name)
-        return MISSING
+        return self._look_in_view(parent, name) if is_in_view(parent, name) else MISSING
+
+    def find(self, parent: int, name: bytes) -> Inode | None:
+        """What a name means; None: the kernel is told so, unless it is a name of the view."""
+        inode = self._names.lookup(parent, name)
+        if inode is None and not is_in_view(parent, name):
+            self._table.missing.note(parent, name)
+        return inode
 
     def _look_in_view(self, parent: int, name: bytes) -> EntryAttributes:
         inode = self._view.lookup(parent, name)

@@ -28,6 +28,14 @@ static int event_fd;
 static int file;
 static int ledger_fd = -1; /* of a relay that another one takes over from */
 
+static void start(struct relay_setup *setup)
+{
+    event_fd = setup->event_fd = eventfd(0, EFD_NONBLOCK);
+    file = memfd_create("backing", 0);
+    CHECK(relay_new(setup, &relay, &python_fd) == 0);
+    CHECK(relay_start(relay) == 0);
+}
+
 static void begin(void)
 {
     int clones[READERS];
@@ -43,10 +51,7 @@ static void begin(void)
         else
             clones[i - 1] = ends[1];
     }
-    event_fd = setup.event_fd = eventfd(0, EFD_NONBLOCK);
-    file = memfd_create("backing", 0);
-    CHECK(relay_new(&setup, &relay, &python_fd) == 0);
-    CHECK(relay_start(relay) == 0);
+    start(&setup);
 }
 
 static void end(void)
@@ -631,9 +636,7 @@ static void one_reader_takes_what_follows_each_other(void)
     struct relay_setup setup = {.device = ends[1], .threads = 2, .clones = clones, .ledger_fd = -1};
     for (int i = 0; i <= READERS; i++)
         kernel[i] = i == 0 ? ends[0] : -1;
-    event_fd = setup.event_fd = eventfd(0, EFD_NONBLOCK);
-    file = memfd_create("backing", 0);
-    CHECK(relay_new(&setup, &relay, &python_fd) == 0 && relay_start(relay) == 0);
+    start(&setup);
     attach(5, INT64_MAX);
     for (uint64_t unique = 2; unique < 6000; unique += 6) {
         ask(0, FUSE_OPEN, unique, 5, &open_in, sizeof open_in);

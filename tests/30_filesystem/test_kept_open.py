@@ -112,23 +112,15 @@ async def test_what_is_written_now_and_then_is_not(
     assert talk.file.writers == 0
 
 
-async def test_what_was_looked_at_while_it_was_written_is_stored(talk: Talk) -> None:
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_what_was_looked_at_while_it_was_written_is_stored(talk: Talk, is_told: bool) -> None:
     await talk.begin()
     await talk.shell.seal(CONVERSATION)
     with talk.let_in():
         talk.write(b"more")
         talk.file.refresh()  # as a stat does, and all is known but that it changed
-    talk.files.closed(talk.file.nodeid)
-    await talk.shell.sync()
-    assert await talk.text_of() == talk.text
-
-
-async def test_what_is_not_yet_told_of_is_stored(talk: Talk) -> None:
-    await talk.begin()
-    await talk.shell.seal(CONVERSATION)
-    with talk.let_in():
-        talk.write(b"more")
-        talk.file.refresh()
+    if is_told:
+        talk.files.closed(talk.file.nodeid)
     await talk.shell.sync()
     assert await talk.text_of() == talk.text
 
