@@ -24,7 +24,7 @@ AGENT_ATTRIBUTE = b"user.agentfs.agent"
 SECTOR_BYTES = 512
 """Unit of st_blocks, fixed by stat(2)."""
 
-CACHE_S = 86_400.0
+CACHE_S = 86_400
 """How long the kernel may keep names and attributes: nobody but the kernel changes them."""
 
 

@@ -35,7 +35,7 @@ from agentfs.control import lock, server
 from agentfs.errors import AgentfsError, FilesOpen, NoSpace, NoSuchPath, PathTaken, UsageError
 from agentfs.filesystem.memory import limit_heaps, map_from
 from agentfs.filesystem.volume import Volume
-from agentfs.fuse import announce, loop
+from agentfs.fuse import announce
 from agentfs.fuse.connection import Connection
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.session import PlainSession, RelaySession, Session
@@ -164,13 +164,10 @@ class _Mount:
         self._started = time.monotonic()
         self._is_to_end = trio.Event()
         self._writing_back = trio.CancelScope()
-        volume.cloner.announce = functools.partial(
-            announce.announce, session.notifier, volume.table.missing
-        )
-        volume.cloner.write_back = functools.partial(announce.write_back, session.notifier)
         volume.view.stats = functools.partial(self._figures, is_repeated=True)
 
     async def serve(self, ready: Ready) -> int:
+        self._start()  # in no nursery, which would make a group of its error
         async with trio.open_nursery() as until_the_end:
             until_the_end.start_soon(self._stop_on_signals)
             await self._answer_requests(ready, until_the_end)
@@ -179,10 +176,19 @@ class _Mount:
         log.info("%s is unmounted", self._config.mountpoint)
         return 0
 
-    async def _answer_requests(self, ready: Ready, until_the_end: trio.Nursery) -> None:
-        """Mount, and serve until the mount is gone."""
-        mode = self._session.mode
+    def _start(self) -> None:
+        """Mount.
+
+        :raises FuseUnavailable: the kernel or fusermount3 refused
+        """
         self._session.start(Operations(self._volume, self._session.relay))
+        notifier, cloner = self._session.notifier, self._volume.cloner
+        cloner.announce = functools.partial(announce.announce, notifier, self._volume.table.missing)
+        cloner.write_back = functools.partial(announce.write_back, notifier)
+
+    async def _answer_requests(self, ready: Ready, until_the_end: trio.Nursery) -> None:
+        """Serve until the mount is gone."""
+        mode = self._session.mode
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._terminate)
@@ -253,7 +259,7 @@ class _Mount:
 
     async def _terminate(self) -> None:
         await self._is_to_end.wait()
-        await loop.terminate()
+        pyfuse3.terminate()
 
     # The keeper
 
@@ -304,7 +310,7 @@ class _Mount:
             "version": __version__,
             "mode": self._session.mode,
             "mode_reason": self._session.reason,
-            "relay": None if self._session.relay is None else self._session.relay.stats(),
+            "relay": self._session.counts(),
             "pid": os.getpid() if self._keeper is None else self._keeper.pid,
             "keeper_pid": None if self._keeper is None else self._keeper.pid,
             "worker_pid": os.getpid(),

@@ -26,6 +26,7 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import stat
 import sys
 import time
@@ -49,7 +50,6 @@ from pyfuse3 import (
 )
 
 from agentfs.fuse import loop
-from agentfs.fuse._relay import look
 
 TIMEOUT_SECONDS = 86400.0
 BLOCK_BYTES = 4096
@@ -309,6 +309,12 @@ class Bare(pyfuse3.Operations):
         return answer
 
 
+def _poll(fd: int, timeout_ms: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(timeout_ms))
+
+
 def main() -> int:
     """Mount, serve until unmounted, leave."""
     parser = argparse.ArgumentParser(prog="python -m bench.bare", description=__doc__)
@@ -317,7 +323,7 @@ def main() -> int:
     arguments = parser.parse_args()
     gc.disable()
     if arguments.polling:
-        loop.enable(look)
+        loop.enable(_poll, on_reply=lambda: None, answer=lambda request: None)
     options = set(pyfuse3.default_options) | {"fsname=bare", "default_permissions"}
     pyfuse3.init(Bare(), arguments.mountpoint, options)
     try:

@@ -229,6 +229,21 @@ class Files:
 
     async def read(self, handle: Handle, offset: int, size: int) -> bytes:
         """Up to *size* bytes from *offset* on; fewer only at the end of the file."""
+        data = self.read_at_once(handle, offset, size)
+        if data is not None:
+            return data
+        file, content = handle.file, handle.file.inode.content
+        assert content is not None, "it is sealed"
+        try:
+            return await self._contents.read(content, offset, size)
+        except KeyError as error:
+            if file.staged is None and file.inode.content == content:
+                raise BytesLost(f"content {content} names what is not there") from error
+            # It was replaced and collected while it was read: what is there now is as good.
+            return await self.read(handle, offset, size)
+
+    def read_at_once(self, handle: Handle, offset: int, size: int) -> bytes | None:
+        """The same; None: the bytes are in no file."""
         file = handle.file
         if not handle.is_noted:
             handle.is_noted = True
@@ -238,16 +253,7 @@ class Files:
             self._note_read(file)
         if file.staged is not None:
             return os.pread(file.staged.descriptor(), size, offset)
-        content = file.inode.content
-        if content is None or offset >= file.inode.size:
-            return b""
-        try:
-            return await self._contents.read(content, offset, size)
-        except KeyError as error:
-            if file.staged is None and file.inode.content == content:
-                raise BytesLost(f"content {content} names what is not there") from error
-            # It was replaced and collected while it was read: what is there now is as good.
-            return await self.read(handle, offset, size)
+        return b"" if file.inode.content is None or offset >= file.inode.size else None
 
     def _note_read(self, file: LiveFile) -> None:
         now = time.time_ns()
@@ -258,16 +264,15 @@ class Files:
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         """Write all of *data*; returns its length."""
+        if self.write_at_once(handle, offset, data):
+            return len(data)
         file = handle.file
         staged = await self._own(file)
         if staged.on_disk:
             await self._staging.write_behind(staged, len(data))
             staged = await self._own(file)
-        if not handle.is_privileged:
-            self._namespace.drop_privileges(file.inode)
+        self._begin_to_write(handle, offset)
         end = offset + len(data)
-        if offset > file.inode.size:
-            file.may_be_sparse = True
         staged = await self._make_room(file, staged, end - file.inode.size)
         try:
             staged = await self._write_staged(file, staged, data, offset)
@@ -275,10 +280,52 @@ class Files:
             file.refresh()  # some of it may have been written
             file.note_change()
             raise
-        file.touch(time.time_ns())
+        self._written(file, staged, end)
+        return len(data)
+
+    def write_at_once(self, handle: Handle, offset: int, data: bytes | memoryview) -> bool:
+        """The same; False: it may have to wait, for what the file lies on or for room."""
+        file = handle.file
+        end = offset + len(data)
+        growth = end - file.inode.size
+        if self._is_empty(file) and not self._staging.makes_wait and not file.lock.is_held:
+            self._stage_empty(file)
+        staged = file.staged
+        if staged is None or staged.is_frozen or staged.is_moving or staged.on_disk:
+            return False
+        if growth > 0 and not self._has_room(growth):
+            return False
+        self._begin_to_write(handle, offset)
+        try:
+            write_all(staged.descriptor(), data, offset)
+        except OSError:
+            return False  # it is tried again where room can be made
+        self._written(file, staged, end)
+        return True
+
+    def _has_room(self, growth: int) -> bool:
+        """Whether tmpfs takes so much more, which the disk will take as well."""
+        staging = self._staging
+        return not staging.slows_writers and staging.fits(growth) and not staging.lacks_disk(growth)
+
+    def _begin_to_write(self, handle: Handle, offset: int) -> None:
+        if not handle.is_privileged:
+            self._namespace.drop_privileges(handle.file.inode)
+        if offset > handle.file.inode.size:
+            handle.file.may_be_sparse = True
+
+    def _written(self, file: LiveFile, staged: StagedFile, end: int) -> None:
+        """A program wrote up to *end*."""
+        self._touch(file, staged)
         file.inode.size = max(end, file.inode.size)
         self._recount(file, staged)
-        return len(data)
+
+    @staticmethod
+    def _touch(file: LiveFile, staged: StagedFile) -> None:
+        """Its bytes changed now; a restart finds the time with the staged copy."""
+        now_ns = time.time_ns()
+        os.utime(staged.descriptor(), ns=(file.inode.atime_ns, now_ns))
+        file.touch(now_ns)
 
     def _recount(self, file: LiveFile, staged: StagedFile) -> None:
         """Note what a staged copy takes that is as long as the file."""
@@ -367,16 +414,25 @@ class Files:
             frozen, inode = file.staged, file.inode
             if frozen is not None and not frozen.is_frozen:
                 return frozen
-            if frozen is None and (inode.content is None or limit == 0):
-                file.staged = staged = self._staging.create(inode.id)
-                os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
-                return staged
+            if frozen is None and (self._is_empty(file) or limit == 0):
+                return self._stage_empty(file)
             staged = await self._copy_whole(file, limit)
             if file.staged is not None:  # if it was sealed, the last close may have dropped it
                 self._staging.replace(file.staged, staged)
             file.staged = staged
             file.may_be_sparse = inode.holes is not None
             return staged
+
+    @staticmethod
+    def _is_empty(file: LiveFile) -> bool:
+        """Whether it has no bytes anywhere."""
+        return file.staged is None and file.inode.content is None
+
+    def _stage_empty(self, file: LiveFile) -> StagedFile:
+        inode = file.inode
+        file.staged = staged = self._staging.create(inode.id)
+        os.utime(staged.descriptor(), ns=(inode.atime_ns, inode.mtime_ns))
+        return staged
 
     async def _copy_whole(self, file: LiveFile, limit: int | None) -> StagedFile:
         try:
@@ -420,7 +476,7 @@ class Files:
         file.inode.size = size
         file.inode.holes = None
         self._recount(file, staged)
-        file.touch(time.time_ns())
+        self._touch(file, staged)
 
     def share(self, file: LiveFile, inode_id: int) -> StagedFile:
         """Give another inode the staged copy of a file; neither writes it in place any more."""

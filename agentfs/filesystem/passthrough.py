@@ -541,19 +541,7 @@ class PassthroughFiles(Files):
 
     def _put_attributes(self, nodeid: int, inode: Inode) -> None:
         """Let the relay answer what the kernel asks next."""
-        self._relay.put_attr(
-            nodeid,
-            inode.mode,
-            inode.nlink,
-            inode.uid,
-            inode.gid,
-            inode.size,
-            inode.sectors,
-            inode.atime_ns,
-            inode.mtime_ns,
-            inode.ctime_ns,
-            CACHE_S,
-        )
+        self._relay.put_attr(nodeid, inode, CACHE_S)
 
     def _grant_anew(self, file: LiveFile) -> None:
         """Times have changed: the next read may have to be recorded, so it must reach us."""

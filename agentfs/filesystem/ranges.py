@@ -110,7 +110,7 @@ def allocate(fd: int, mode: int, start: int, length: int) -> None:
     fallocate(fd, mode, start, length)
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """pwrite(2) until all of *data* is written."""
     written = os.pwrite(fd, data, offset)
     while written < len(data):

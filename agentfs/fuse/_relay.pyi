@@ -1,6 +1,8 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import Protocol, final
+
+from agentfs.model import Inode
 
 class _HasFileno(Protocol):
     def fileno(self) -> int: ...
@@ -9,7 +11,15 @@ LEDGER_LAYOUT: int
 LEDGER_INODES_END: int
 
 def passthrough_available() -> str | None: ...
-def look(fd: int, timeout_ms: int, /) -> bool: ...
+def pack_entry(inode: Inode, nodeid: int, valid_s: int, /) -> bytes: ...
+def pack_attributes(inode: Inode, nodeid: int, valid_s: int, /) -> bytes: ...
+def pack_listing(
+    entries: Iterator[tuple[int, bytes, Inode]],
+    room: int,
+    renumber: Callable[[int], int] | None,
+    valid_s: int,
+    /,
+) -> tuple[bytes, list[int]]: ...
 def mount(
     mountpoint: str | bytes | PathLike[str] | PathLike[bytes], options: str, *, threads: int = 2
 ) -> list[int]: ...
@@ -24,6 +34,7 @@ class Relay:
         devices: Sequence[int],
         *,
         ledger: int = -1,
+        passthrough: bool = True,
     ) -> None: ...
     @property
     def has_taken_over(self) -> bool: ...
@@ -69,21 +80,7 @@ class Relay:
     def opens(self, nodeid: int, /) -> int: ...
     def writers(self, nodeid: int, /) -> tuple[int, int]: ...
     def attr_changed(self, nodeid: int, /) -> None: ...
-    def put_attr(
-        self,
-        nodeid: int,
-        mode: int,
-        nlink: int,
-        uid: int,
-        gid: int,
-        size: int,
-        blocks: int,
-        atime_ns: int,
-        mtime_ns: int,
-        ctime_ns: int,
-        valid_s: float,
-        /,
-    ) -> None: ...
+    def put_attr(self, nodeid: int, inode: Inode, valid_s: int, /) -> None: ...
     def set_ino(self, nodeid: int, ino: int) -> None: ...
     def forget_ino(self, nodeid: int, /) -> None: ...
     def set_acl_free(self, is_free: bool, /) -> None: ...

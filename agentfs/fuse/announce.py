@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Protocol
 
-import pyfuse3
 import trio
 
 from agentfs.filesystem.livefile import MissingNames
@@ -20,40 +18,24 @@ from agentfs.fuse import abi
 from agentfs.fuse.loop import noticing_at_once
 
 
-class Notifier(Protocol):
+class Notifier:
     """Gives the kernel notifications; each is done when it returns.
+
+    By the device itself: what pyfuse3 is told goes through the relay, and is done later.
 
     :raises OSError: ENOENT, the kernel knows no such name or inode
     """
-
-    def entry(self, parent: int, name: bytes) -> None:
-        """A name may mean something else now."""
-
-    def inode(self, nodeid: int, *, attr_only: bool = False) -> None:
-        """Attributes changed; and what mappings hold of the bytes is to be sent to us."""
-
-
-class PlainNotifier:
-    """By pyfuse3, which has the device."""
-
-    def entry(self, parent: int, name: bytes) -> None:
-        pyfuse3.invalidate_entry(parent, name)
-
-    def inode(self, nodeid: int, *, attr_only: bool = False) -> None:
-        pyfuse3.invalidate_inode(nodeid, attr_only)
-
-
-class RelayNotifier:
-    """By the device itself: what pyfuse3 is told goes through the relay, and is done later."""
 
     def __init__(self, device: int) -> None:
         self._device = os.dup(device)
 
     def entry(self, parent: int, name: bytes) -> None:
+        """A name may mean something else now."""
         body = abi.INVAL_ENTRY_OUT.pack(parent, len(name)) + name + b"\0"
         self._give(abi.NOTIFY_INVAL_ENTRY, body)
 
     def inode(self, nodeid: int, *, attr_only: bool = False) -> None:
+        """Attributes changed; and what mappings hold of the bytes is to be sent to us."""
         self._give(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(nodeid, -1 if attr_only else 0))
 
     def _give(self, code: int, body: bytes) -> None:

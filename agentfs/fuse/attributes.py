@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
 
 from pyfuse3 import EntryAttributes
 
+from agentfs.fuse._relay import pack_attributes, pack_entry, pack_listing
 from agentfs.model import CACHE_S, Inode
 
 _BLOCK_BYTES = 4096
 
-_VALID_S = int(CACHE_S)
-
-# Of linux/fuse.h: fuse_attr, what comes before it in fuse_entry_out and in fuse_attr_out.
-_ATTR = struct.Struct("=6Q10I")
-_ENTRY_HEAD = struct.Struct("=4Q2I")
-_ATTR_HEAD = struct.Struct("=QI4x")
+_ENTRY_OUT = struct.Struct("=4Q2I88x")
+"""struct fuse_entry_out: nodeid, generation, for how long entry and attributes are valid."""
 
 MISSING = EntryAttributes()
 """A name that means nothing; the kernel remembers that as well."""
 MISSING.st_ino = 0
 MISSING.entry_timeout = CACHE_S
 
-PACKED_MISSING = _ENTRY_HEAD.pack(0, 0, _VALID_S, 0, 0, 0) + bytes(_ATTR.size)
+PACKED_MISSING = _ENTRY_OUT.pack(0, 0, CACHE_S, 0, 0, 0)
 """The same for replies that do not pass through pyfuse3."""
 
 
@@ -56,20 +54,21 @@ def passing_entry(inode: Inode, nodeid: int | None = None) -> EntryAttributes:
 
 def packed_entry(inode: Inode, nodeid: int) -> bytes:
     """The same as the kernel has it, for replies that do not pass through pyfuse3."""
-    return _ENTRY_HEAD.pack(nodeid, 0, _VALID_S, _VALID_S, 0, 0) + _packed(inode, nodeid)
+    return pack_entry(inode, nodeid, CACHE_S)
 
 
 def packed_attributes(inode: Inode, nodeid: int) -> bytes:
     """The reply to a GETATTR, in the same form."""
-    return _ATTR_HEAD.pack(_VALID_S, 0) + _packed(inode, nodeid)
+    return pack_attributes(inode, nodeid, CACHE_S)
 
 
-def _packed(inode: Inode, nodeid: int) -> bytes:
-    atime_s, atime_ns = divmod(inode.atime_ns, 10**9)
-    mtime_s, mtime_ns = divmod(inode.mtime_ns, 10**9)
-    ctime_s, ctime_ns = divmod(inode.ctime_ns, 10**9)
-    return _ATTR.pack(
-        *(nodeid, inode.size, inode.sectors),
-        *(atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns),
-        *(inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev or 0, _BLOCK_BYTES, 0),
-    )
+def packed_listing(
+    entries: Iterator[tuple[int, bytes, Inode]], room: int, renumber: Callable[[int], int] | None
+) -> tuple[bytes, list[int]]:
+    """The reply to a READDIRPLUS, with the first entries that fit; and the nodeids it tells of.
+
+    :param entries: as `DirectoryStream.entries`
+    :param room: in bytes
+    :param renumber: says the nodeid of an inode's id; None: they are the same
+    """
+    return pack_listing(entries, room, renumber, CACHE_S)

@@ -1,4 +1,4 @@
-"""Requests about names and attributes, answered where they are read.
+"""Frequent requests, answered where they are read.
 
 While requests follow each other, Python's thread reads them from the kernel itself
 (docs/RELAY.md). To send those that need no waiting through a socket, libfuse and pyfuse3
@@ -7,6 +7,7 @@ costs more than to answer them. What may have to wait after all is passed on.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Callable
 from typing import TypeAlias
@@ -17,11 +18,15 @@ from agentfs.fuse._relay import Relay
 from agentfs.fuse.abi import Opcode
 from agentfs.fuse.attributes import PACKED_MISSING, packed_attributes, packed_entry
 from agentfs.fuse.errnos import translate
+from agentfs.fuse.loop import Request
 from agentfs.fuse.operations import Operations, keeps_pages
 from agentfs.model import VIEW_FIRST
 
 _Answered: TypeAlias = bytes | None
 """What follows the header of a reply; None: pyfuse3 shall see to it."""
+
+_FORGETS = {Opcode.FORGET, Opcode.BATCH_FORGET}
+"""These have no reply."""
 
 
 class BriefRequests:
@@ -39,13 +44,23 @@ class BriefRequests:
             Opcode.UNLINK: self._unlink,
             Opcode.RMDIR: self._rmdir,
             Opcode.RENAME: self._rename,
+            Opcode.OPEN: self._open,
+            Opcode.READ: self._read,
+            Opcode.WRITE: self._write,
             Opcode.RELEASE: self._release,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.RELEASEDIR: self._releasedir,
             Opcode.CREATE: self._create,
         }
 
-    def answer(self, request: tuple[int, int, int, int, int, bytes]) -> None:
-        """Answer one request, or pass it on."""
+    def answer(self, request: Request) -> None:
+        """Answer one request if it wants a reply, or pass it on."""
         unique, opcode, nodeid, uid, gid, body = request
+        if opcode in _FORGETS:
+            self._forget(opcode, nodeid, body)
+            return
         handler = self._handlers[opcode]
         try:
             reply = None if nodeid >= VIEW_FIRST else handler(nodeid, Caller(uid, gid), body)
@@ -56,6 +71,13 @@ class BriefRequests:
             self._relay.pass_on()
         else:
             self._relay.answer(unique, 0, reply)
+
+    def _forget(self, opcode: int, nodeid: int, body: bytes) -> None:
+        if opcode == Opcode.FORGET:
+            self._table.forget(nodeid, *abi.FORGET_IN.unpack(body))
+            return
+        for forgotten in abi.FORGET_ONE.iter_unpack(body[abi.BATCH_FORGET_IN.size :]):
+            self._table.forget(*forgotten)
 
     def _lookup(self, parent: int, caller: Caller, body: bytes) -> _Answered:
         name = body[:-1]
@@ -89,6 +111,43 @@ class BriefRequests:
             self._names.rename(parent, name, new_parent, new_name, 0, 0, seals_first=True)
         except SealFirst:
             return None
+        return b""
+
+    def _open(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+        (flags,) = abi.OPEN_IN.unpack(body)
+        number = self._operations.open_at_once(nodeid, flags, is_privileged=caller.uid == 0)
+        if number is None:
+            return None
+        return abi.OPEN_OUT.pack(number, abi.FOPEN_KEEP_CACHE * keeps_pages(number))
+
+    def _read(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+        return self._operations.read_at_once(*abi.READ_IN.unpack(body))
+
+    def _write(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+        fh, offset, size = abi.READ_IN.unpack_from(body)
+        data = memoryview(body)[abi.READ_IN.size :]
+        if not self._operations.write_at_once(fh, offset, data):
+            return None
+        return abi.WRITE_OUT.pack(size)
+
+    def _getxattr(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+        (room,) = abi.GETXATTR_IN.unpack_from(body)
+        value = self._operations.attribute(nodeid, body[abi.GETXATTR_IN.size : -1], caller.uid)
+        if room == 0:
+            return abi.WRITE_OUT.pack(len(value))
+        if len(value) > room:
+            raise OSError(errno.ERANGE, "no room for the value")
+        return value
+
+    def _opendir(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+        return abi.OPEN_OUT.pack(self._operations.open_directory(nodeid), 0)
+
+    def _readdirplus(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+        return self._operations.list_directory(*abi.READ_IN.unpack(body))
+
+    def _releasedir(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+        (fh,) = abi.RELEASE_IN.unpack(body)
+        self._operations.close_directory(fh)
         return b""
 
     def _release(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:

@@ -27,15 +27,15 @@ _PATIENCE_MS = 1
 _TURN_S = 0.002
 """How long other tasks may be kept from their turn while requests follow each other."""
 
-_TERMINATE_EVERY_S = 0.05
-
 Result = TypeVar("Result")
 
-Poll: TypeAlias = Callable[[int, int], object]
-"""Waits until a descriptor is readable or so many milliseconds are over; truthy: it is. A tuple is
+Request: TypeAlias = tuple[int, int, int, int, int, bytes]
+
+Poll: TypeAlias = Callable[[int, int], bool | Request]
+"""Waits until a descriptor is readable or so many milliseconds are over; True: it is. A tuple is
 a request that came by another way and can be answered without waiting."""
 
-Answer: TypeAlias = Callable[[tuple[Any, ...]], None]
+Answer: TypeAlias = Callable[[Request], None]
 
 
 class _Turn:
@@ -75,24 +75,32 @@ class _Waiter:
     While a handler waits for something, the event loop must not be kept from noticing.
     """
 
-    def __init__(self, poll: Poll, answer: Answer | None) -> None:
+    def __init__(self, poll: Poll, answer: Answer, idle_fd: int | None) -> None:
         self._poll = poll
         self._answer = answer
+        self._idle_fd = idle_fd
+        self._is_over = False
         self._next_turn = 0.0
 
+    def end(self, fd: int) -> None:
+        """For pyfuse3.terminate: wake who waits, and who is about to."""
+        self._is_over = True
+        trio.lowlevel.notify_closing(fd if self._idle_fd is None else self._idle_fd)
+
     async def wait_readable(self, fd: int) -> None:
-        while True:
+        while not self._is_over:
             if time.monotonic() >= self._next_turn:
                 await trio.lowlevel.checkpoint()
                 self._next_turn = time.monotonic() + _TURN_S
             found = self._poll(fd, 0 if _turn.waiting_handlers else _PATIENCE_MS)
-            if type(found) is not tuple:
-                break
-            assert self._answer is not None, "who gives requests says how they are answered"
-            self._answer(found)
-        if not found:
-            await trio.lowlevel.wait_readable(fd)
-            self._next_turn = time.monotonic() + _TURN_S
+            if found is True:
+                return
+            if found:
+                self._answer(found)
+            else:
+                await trio.lowlevel.wait_readable(fd if self._idle_fd is None else self._idle_fd)
+                self._next_turn = time.monotonic() + _TURN_S
+        raise trio.ClosedResourceError
 
 
 _turn = _Turn()
@@ -120,22 +128,18 @@ async def _open_nursery() -> AsyncIterator[_Nursery]:
         yield _Nursery(nursery)
 
 
-def stop_carrying() -> None:
-    """There is no need any more of what `enable` was given to carry replies on."""
-    _turn.on_reply = None
-
-
 def enable(
-    poll: Poll,
-    on_reply: Callable[[], None] | None = None,
-    answer: Answer | None = None,
+    poll: Poll, on_reply: Callable[[], None], answer: Answer, idle_fd: int | None = None
 ) -> None:
     """Let pyfuse3 wait this way. Before pyfuse3.main.
 
     :param on_reply: carries replies on; called soon after each
-    :param answer: answers what *poll* returns of requests; None: it returns none
+    :param answer: answers what *poll* returns of requests
+    :param idle_fd: readable when requests come again after *poll* has found none; None: that
+        descriptor itself
     """
     _turn.on_reply = on_reply
+    waiter = _Waiter(poll, answer, idle_fd)
     pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
         ClosedResourceError=trio.ClosedResourceError,
         Lock=lambda: _turn,
@@ -143,8 +147,8 @@ def enable(
         lowlevel=SimpleNamespace(
             current_task=trio.lowlevel.current_task,
             current_trio_token=trio.lowlevel.current_trio_token,
-            notify_closing=trio.lowlevel.notify_closing,
-            wait_readable=_Waiter(poll, answer).wait_readable,
+            notify_closing=waiter.end,
+            wait_readable=waiter.wait_readable,
         ),
     )
 
@@ -157,16 +161,6 @@ def noticing_at_once() -> Iterator[None]:
         yield
     finally:
         _turn.waiting_handlers -= 1
-
-
-async def terminate() -> None:
-    """End pyfuse3.main. To be cancelled when it has returned.
-
-    pyfuse3.terminate wakes the task that waits for a request, and not one that is about to.
-    """
-    while True:
-        pyfuse3.terminate()
-        await trio.sleep(_TERMINATE_EVERY_S)
 
 
 @types.coroutine

@@ -25,7 +25,7 @@ from agentfs.filesystem.livefile import LiveFile, StaleNode
 from agentfs.filesystem.namespace import AttributeChange, Caller, SealFirst, is_in_view
 from agentfs.filesystem.view import ViewStream
 from agentfs.fuse.abi import Opcode
-from agentfs.fuse.attributes import MISSING, entry_attributes, passing_entry
+from agentfs.fuse.attributes import MISSING, entry_attributes, packed_listing, passing_entry
 from agentfs.fuse.errnos import answers, answers_later, answers_mostly_at_once
 from agentfs.fuse.loop import letting_others_in
 from agentfs.fuse.resent import Resent
@@ -305,17 +305,24 @@ class Operations(pyfuse3.Operations):
         finally:
             self._files.release(handle)
 
-    def _is_owner(self, ctx: RequestContext) -> bool:
+    def _is_owner(self, uid: int) -> bool:
         """Whether root asks, or the user who mounted."""
-        return ctx.uid in (0, self._owner)
+        return uid in (0, self._owner)
 
     @answers
     def getxattr(self, nodeid: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self.attribute(nodeid, name, ctx.uid)
+
+    def attribute(self, nodeid: int, name: bytes, uid: int) -> bytes:
+        """The value of an extended attribute, as that user may see it.
+
+        :raises OSError: ENODATA, there is none
+        """
         if nodeid >= VIEW_FIRST:
             raise OSError(errno.ENODATA, "the view has no attributes")
         if name.startswith(OWN_ATTRIBUTES):
             inode = self._table.get(nodeid)
-            value = self._describer.attribute(inode, name, is_told_all=self._is_owner(ctx))
+            value = self._describer.attribute(inode, name, is_told_all=self._is_owner(uid))
         else:
             value = self._names.get_xattr(self._table.inode_id(nodeid), name)
         if self._resent.may_have_created_attribute(nodeid):
@@ -334,7 +341,7 @@ class Operations(pyfuse3.Operations):
             raise FileExistsError(name)  # somebody else's; what is ours is set once more
         if name.startswith(OWN_ATTRIBUTES):
             check(self._table.get(nodeid), name, value)
-            if name == PIN_ATTRIBUTE and not self._is_owner(ctx):
+            if name == PIN_ATTRIBUTE and not self._is_owner(ctx.uid):
                 raise PermissionError(errno.EPERM, "others share the room that a pin takes")
         keeps_setgid = name != ACCESS_LIST or _may_set_setgid(ctx, self._table.get(nodeid))
         self._names.set_xattr(inode_id, name, value, keeps_setgid=keeps_setgid)
@@ -383,6 +390,14 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await letting_others_in(self._truncate_opened(handle))
         return self._file_info(self._numbered(handle))
+
+    def open_at_once(self, nodeid: int, flags: int, *, is_privileged: bool) -> int | None:
+        """The same: the handle's number; None: it may have to wait for something."""
+        if self._files.prepares or flags & os.O_TRUNC:
+            return None
+        self._require_descriptor()
+        inode = self._table.named(nodeid)
+        return self._numbered(self._files.open(inode, flags, is_privileged=is_privileged))
 
     async def _truncate_opened(self, handle: Handle) -> None:
         try:
@@ -496,9 +511,17 @@ class Operations(pyfuse3.Operations):
             return await self._read_text(fh, offset, size)
         return await self._files.read(self._handle(fh), offset, size)
 
+    def read_at_once(self, fh: int, offset: int, size: int) -> bytes | None:
+        """The same; None: it may have to wait for something."""
+        return None if fh & _TEXT else self._files.read_at_once(self._handle(fh), offset, size)
+
     @answers_later
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         return await self._files.write(self._handle(fh), offset, data)
+
+    def write_at_once(self, fh: int, offset: int, data: memoryview) -> bool:
+        """The same; False: it may have to wait for something."""
+        return self._files.write_at_once(self._handle(fh), offset, data)
 
     @answers
     def release(self, fh: int) -> None:
@@ -532,6 +555,10 @@ class Operations(pyfuse3.Operations):
 
     @answers
     def opendir(self, inode_id: int, ctx: RequestContext) -> int:
+        return self.open_directory(inode_id)
+
+    def open_directory(self, inode_id: int) -> int:
+        """The number of a new handle."""
         generation = self._resent.generation % _GENERATIONS
         number = -1
         while number < 0 or number in self._streams:
@@ -570,8 +597,19 @@ class Operations(pyfuse3.Operations):
                 told.append(nodeid)
         self._table.all_looked_up(told)
 
+    def list_directory(self, fh: int, position: int, room: int) -> bytes:
+        """The same as the kernel has it: as many entries as fit into so many bytes."""
+        renumber = self._table.nodeid if self._table.has_moved else None
+        listing, told = packed_listing(self._stream(fh).entries(position), room, renumber)
+        self._table.all_looked_up(told)
+        return listing
+
     @answers
     def releasedir(self, fh: int) -> None:
+        self.close_directory(fh)
+
+    def close_directory(self, fh: int) -> None:
+        """The handle is used no more."""
         self._streams.pop(fh, None)
 
     @answers_later

@@ -29,7 +29,7 @@ static void amend(struct table *table, uint32_t opcode, uint8_t *bytes, size_t s
 {
     const struct fuse_init_in offered = {.flags = FUSE_INIT_EXT | FUSE_MAX_PAGES,
                                          .flags2 = ABI_INIT2_PASSTHROUGH};
-    struct init_wishes wishes = {&offered, MESSAGE_DATA_MAX, 4096};
+    struct init_wishes wishes = {&offered, MESSAGE_DATA_MAX, 4096, true};
     struct fuse_rename2_in body = {.newdir = 2}; /* of what has one that is looked at */
     struct request request = {.header = {.opcode = opcode, .nodeid = 1},
                               .body = (void *)&body,

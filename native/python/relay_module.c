@@ -6,8 +6,8 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "attributes.h"
 #include "device.h"
-#include "look.h"
 #include "relay.h"
 
 static PyObject *module_passthrough_available(PyObject *module, PyObject *unused)
@@ -23,29 +23,6 @@ static PyObject *module_passthrough_available(PyObject *module, PyObject *unused
     if (why == NULL)
         Py_RETURN_NONE;
     return PyUnicode_FromString(why);
-}
-
-struct state {
-    struct look look;
-};
-
-static PyObject *module_look(PyObject *module, PyObject *args)
-{
-    struct state *state = PyModule_GetState(module);
-    struct pollfd readable = {.events = POLLIN};
-    int timeout_ms;
-    int error;
-    int ready;
-
-    if (!PyArg_ParseTuple(args, "ii:look", &readable.fd, &timeout_ms))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-        ready = look_poll(&state->look, &readable, 1, timeout_ms);
-        error = ready < 0 ? errno : 0;
-    Py_END_ALLOW_THREADS
-    if (error && error != EINTR)
-        return raise_errno(error, NULL);
-    return PyErr_CheckSignals() < 0 ? NULL : PyBool_FromLong(ready > 0);
 }
 
 /* --- for the keeper ----------------------------------------------------------------------------
@@ -136,13 +113,6 @@ PyDoc_STRVAR(
     "None when FUSE passthrough works here, else one line that says why not. Tried with a\n"
     "mount that is attached nowhere.");
 
-PyDoc_STRVAR(look_doc,
-             "look($module, fd, timeout_ms, /)\n--\n\n"
-             "Whether a descriptor is readable, or is within so many milliseconds; False, too, "
-             "when a signal comes.\n"
-             "While what it waits for comes within microseconds it does not sleep. For one "
-             "thread.");
-
 PyDoc_STRVAR(
     mount_doc,
     "mount($module, mountpoint, options, *, threads=2)\n--\n\n"
@@ -158,11 +128,28 @@ PyDoc_STRVAR(create_ledger_doc,
              "create_ledger($module, /)\n--\n\n"
              "A descriptor of memory in which a relay keeps what the next one must know.");
 
+PyDoc_STRVAR(pack_entry_doc, "pack_entry($module, inode, nodeid, valid_s, /)\n--\n\n"
+                             "The fuse_entry_out of an agentfs.model.Inode, which the kernel may "
+                             "believe for so long.");
+
+PyDoc_STRVAR(pack_attributes_doc, "pack_attributes($module, inode, nodeid, valid_s, /)\n--\n\n"
+                                  "Its fuse_attr_out.");
+
+PyDoc_STRVAR(
+    pack_listing_doc,
+    "pack_listing($module, entries, room, renumber, valid_s, /)\n--\n\n"
+    "(reply to READDIRPLUS, nodeids of which it tells) of the first entries that fit into so\n"
+    "many bytes. The one that does not is the last that is asked for.\n\n"
+    ":param entries: (position after it, name, inode) each\n"
+    ":param renumber: says the nodeid of an inode's id; None: they are the same");
+
 /* --- the module --------------------------------------------------------------------------------
  */
 
 static int module_exec(PyObject *module)
 {
+    if (!inode_fields_init(PyModule_GetState(module)))
+        return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &relay_spec, NULL);
     if (type == NULL)
         return -1;
@@ -173,9 +160,17 @@ static int module_exec(PyObject *module)
     return result == 0 ? PyModule_AddIntMacro(module, LEDGER_INODES_END) : result;
 }
 
+static int module_clear(PyObject *module)
+{
+    inode_fields_clear(PyModule_GetState(module));
+    return 0;
+}
+
 static PyMethodDef module_methods[] = {
     {"passthrough_available", module_passthrough_available, METH_NOARGS, passthrough_available_doc},
-    {"look", module_look, METH_VARARGS, look_doc},
+    {"pack_entry", pack_entry, METH_VARARGS, pack_entry_doc},
+    {"pack_attributes", pack_attributes, METH_VARARGS, pack_attributes_doc},
+    {"pack_listing", pack_listing, METH_VARARGS, pack_listing_doc},
     {"mount", KEYWORDS(module_mount), mount_doc},
     {"unmount", KEYWORDS(module_unmount), unmount_module_doc},
     {"create_ledger", module_create_ledger, METH_NOARGS, create_ledger_doc},
@@ -191,9 +186,10 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "agentfs.fuse._relay",
     .m_doc = "The relay in C; docs/RELAY.md.",
-    .m_size = sizeof(struct state),
+    .m_size = sizeof(struct inode_fields),
     .m_methods = module_methods,
     .m_slots = module_slots,
+    .m_clear = module_clear,
 };
 
 PyMODINIT_FUNC PyInit__relay(void)

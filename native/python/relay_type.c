@@ -12,10 +12,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "attributes.h"
 #include "device.h"
 #include "relay.h"
-
-#define NS_PER_S 1000000000
 
 /* Backing files take descriptors from here on: however many programs write, the daemon can go on
  * opening what it needs to seal them. Half of what there may be, where that is less. */
@@ -106,10 +105,10 @@ static int take_devices(PyObject *given, int devices[RELAY_THREADS_MAX + 1])
     if (items == NULL)
         return -1;
     Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
-    int readers = count >= 2 && count <= RELAY_THREADS_MAX + 1 ? (int)count - 1 : -1;
+    int readers = count >= 1 && count <= RELAY_THREADS_MAX + 1 ? (int)count - 1 : -1;
     if (readers < 0)
-        PyErr_SetString(PyExc_ValueError, "devices: 2 to 17");
-    for (Py_ssize_t i = 0; readers > 0 && i < count; i++) {
+        PyErr_SetString(PyExc_ValueError, "devices: 1 to 17");
+    for (Py_ssize_t i = 0; readers >= 0 && i < count; i++) {
         devices[i] = PyObject_AsFileDescriptor(PySequence_Fast_GET_ITEM(items, i));
         if (devices[i] < 0)
             readers = -1;
@@ -120,7 +119,7 @@ static int take_devices(PyObject *given, int devices[RELAY_THREADS_MAX + 1])
 
 static int relay_init(PyObject *object, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"mountpoint", "devices", "ledger", NULL};
+    static char *names[] = {"mountpoint", "devices", "ledger", "passthrough", NULL};
     struct relay_object *self = (struct relay_object *)object;
     int devices[RELAY_THREADS_MAX + 1];
     struct relay_setup setup = {.clones = devices + 1, .ledger_fd = -1};
@@ -128,10 +127,11 @@ static int relay_init(PyObject *object, PyObject *args, PyObject *keywords)
     PyObject *mountpoint;
     PyObject *given;
     struct stat stat;
+    int passthrough = true;
     int error;
 
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&O|$i:Relay", names, PyUnicode_FSConverter,
-                                     &mountpoint, &given, &setup.ledger_fd))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&O|$ip:Relay", names, PyUnicode_FSConverter,
+                                     &mountpoint, &given, &setup.ledger_fd, &passthrough))
         return -1;
     if (self->mountpoint != NULL) {
         PyErr_SetString(PyExc_ValueError, "a relay is made once");
@@ -139,11 +139,12 @@ static int relay_init(PyObject *object, PyObject *args, PyObject *keywords)
         return -1;
     }
     setup.threads = take_devices(given, devices);
-    if (setup.threads < 1) {
+    if (setup.threads < 0) {
         Py_DECREF(mountpoint);
         return -1;
     }
     setup.device = devices[0];
+    setup.asks_for_passthrough = passthrough;
     self->mountpoint = mountpoint;
     self->python_fd = self->event_fd = setup.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     self->python_fd = -1;
@@ -382,42 +383,21 @@ static PyObject *relay_attr_changed_method(PyObject *object, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-static void set_time(long long ns, uint64_t *s, uint32_t *rest_ns)
-{
-    long long floor = ns / NS_PER_S - (ns % NS_PER_S < 0);
-    *s = (uint64_t)floor;
-    *rest_ns = (uint32_t)(ns - floor * NS_PER_S);
-}
-
 static PyObject *relay_put_attr_method(PyObject *object, PyObject *args)
 {
     struct relay *relay = relay_of(object);
-    struct fuse_attr_out out = {.attr = {.blksize = 4096}};
-    struct fuse_attr *attr = &out.attr;
+    const struct inode_fields *fields = PyType_GetModuleState(Py_TYPE(object));
+    struct fuse_attr_out out;
     unsigned long long nodeid;
-    unsigned long long size;
-    unsigned long long blocks;
-    long long times_ns[3];
-    double valid_s;
+    unsigned long long valid_s;
+    PyObject *inode;
 
-    if (relay == NULL || !PyArg_ParseTuple(args, "KIIIIKKLLLd:put_attr", &nodeid, &attr->mode,
-                                           &attr->nlink, &attr->uid, &attr->gid, &size, &blocks,
-                                           &times_ns[0], &times_ns[1], &times_ns[2], &valid_s))
+    if (relay == NULL || !PyArg_ParseTuple(args, "KOK:put_attr", &nodeid, &inode, &valid_s))
         return NULL;
-    if (nodeid == 0 || !(valid_s >= 0)) {
-        PyErr_SetString(PyExc_ValueError, "nodeid: not 0; valid_s: not negative");
+    if (nodeid == 0)
+        return raise_errno(EINVAL, NULL);
+    if (!read_attributes(fields, inode, nodeid, valid_s, &out))
         return NULL;
-    }
-    attr->ino = nodeid;
-    attr->size = size;
-    attr->blocks = blocks;
-    set_time(times_ns[0], &attr->atime, &attr->atimensec);
-    set_time(times_ns[1], &attr->mtime, &attr->mtimensec);
-    set_time(times_ns[2], &attr->ctime, &attr->ctimensec);
-    if (valid_s > UINT32_MAX)
-        valid_s = UINT32_MAX;
-    out.attr_valid = (uint64_t)valid_s;
-    out.attr_valid_nsec = (uint32_t)((valid_s - (double)out.attr_valid) * NS_PER_S);
     if (!table_put_attr(relay_table(relay), nodeid, &out))
         return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -712,11 +692,12 @@ static PyObject *get_unmounted(PyObject *object, void *unused)
 
 PyDoc_STRVAR(
     relay_doc,
-    "Relay(mountpoint, devices, *, ledger=-1)\n--\n\n"
+    "Relay(mountpoint, devices, *, ledger=-1, passthrough=True)\n--\n\n"
     "Stands between the kernel and pyfuse3; see docs/RELAY.md. start() lets requests flow.\n\n"
-    ":param devices: from mount(), closed by close()\n"
+    ":param devices: from mount(), closed by close(); of a single one take() alone reads\n"
     ":param ledger: from create_ledger(); if it served a relay of this mount before, this one\n"
-    "    takes over from that; -1: none shall take over from this one");
+    "    takes over from that; -1: none shall take over from this one\n"
+    ":param passthrough: ask the kernel to let files be attached");
 
 PyDoc_STRVAR(
     rows_doc,
@@ -816,13 +797,12 @@ PyDoc_STRVAR(
 
 PyDoc_STRVAR(
     put_attr_doc,
-    "put_attr($self, nodeid, mode, nlink, uid, gid, size, blocks, atime_ns, mtime_ns, ctime_ns, "
-    "valid_s, /)\n--\n\n"
-    "Answer GETATTR of *nodeid*, attached or not, from this until it changes.\n\n"
+    "put_attr($self, nodeid, inode, valid_s, /)\n--\n\n"
+    "Answer GETATTR of *nodeid*, attached or not, from what *inode* (agentfs.model.Inode) says\n"
+    "now, until it changes.\n\n"
     "Within the handler of a change: it is the newer. Which requests end it is in\n"
     "docs/RELAY.md; for what they do not say call attr_changed(). 4096 nodeids that are not\n"
     "attached are remembered.\n\n"
-    ":param blocks: of 512 bytes\n"
     ":param valid_s: how long the kernel need not ask again");
 
 PyDoc_STRVAR(set_ino_doc, "set_ino($self, nodeid, ino)\n--\n\n"

@@ -6,37 +6,39 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* --- to the kernel ------------------------------------------------------------------------- */
 
-bool relay_give_kernel(struct relay *relay, int device, const void *bytes, size_t size)
+/* An iovec knows no const; nothing is written to them. */
+static bool give_parts(struct relay *relay, int device, const struct iovec *parts, int count_parts)
 {
     ssize_t written;
     do {
-        written = write(device, bytes, size);
+        written = writev(device, parts, count_parts);
     } while (written < 0 && errno == EINTR);
     if (written < 0)
         count(relay, COUNTER_write_errors);
     return written >= 0;
 }
 
+bool relay_give_kernel(struct relay *relay, int device, const void *bytes, size_t size)
+{
+    const struct iovec whole = {(void *)(uintptr_t)bytes, size};
+    return give_parts(relay, device, &whole, 1);
+}
+
 bool relay_give_answer(struct relay *relay, int device, uint64_t unique, int error,
                        const void *body, size_t body_bytes)
 {
-    union {
-        struct fuse_out_header header;
-        uint8_t bytes[sizeof(struct fuse_out_header) + sizeof(struct fuse_attr_out)];
-    } reply;
-
-    reply.header = (struct fuse_out_header){
-        .len = (uint32_t)(sizeof reply.header + body_bytes),
+    struct fuse_out_header header = {
+        .len = (uint32_t)(sizeof header + body_bytes),
         .error = -error,
         .unique = unique,
     };
-    if (body_bytes > 0)
-        memcpy(reply.bytes + sizeof reply.header, body, body_bytes);
-    return relay_give_kernel(relay, device, &reply, reply.header.len);
+    const struct iovec parts[] = {{&header, sizeof header}, {(void *)(uintptr_t)body, body_bytes}};
+    return give_parts(relay, device, parts, body_bytes > 0 ? 2 : 1);
 }
 
 void relay_fail(struct relay *relay, const struct origin *origin, int error)

@@ -197,7 +197,7 @@ static const char *probe_connection(int device, char *reason, unsigned reason_by
 {
     union probe_message message;
     struct pollfd poller = {.fd = device, .events = POLLIN};
-    struct init_wishes wishes = {.max_write = 4096, .page_bytes = 4096};
+    struct init_wishes wishes = {.max_write = 4096, .page_bytes = 4096, .passthrough = true};
     struct fuse_init_in offered = {0};
     struct request request;
     bool asked;

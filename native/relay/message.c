@@ -83,6 +83,24 @@ static size_t body_least(uint32_t opcode)
     }
 }
 
+/* Whether what follows the fixed part of a request is as long as that says. */
+static bool is_whole(const struct request *request)
+{
+    const void *body = request->body;
+    size_t rest = request->body_bytes - body_least(request->header.opcode);
+    switch (request->header.opcode) {
+    case FUSE_GETXATTR: /* with the zero byte of a name */
+        return memchr(request->body + sizeof(struct fuse_getxattr_in), 0, rest + 1) != NULL;
+    case FUSE_WRITE:
+        return rest == ((const struct fuse_write_in *)body)->size;
+    case FUSE_BATCH_FORGET:
+        return rest == (uint64_t)((const struct fuse_batch_forget_in *)body)->count *
+                           sizeof(struct fuse_forget_one);
+    default:
+        return true;
+    }
+}
+
 enum request_state message_request(uint8_t *bytes, size_t size, struct request *request)
 {
     if (size < sizeof request->header)
@@ -94,11 +112,7 @@ enum request_state message_request(uint8_t *bytes, size_t size, struct request *
         return REQUEST_BAD;
     if (request->body_bytes < body_least(request->header.opcode))
         return REQUEST_BAD;
-    if (request->header.opcode == FUSE_GETXATTR &&
-        memchr(request->body + sizeof(struct fuse_getxattr_in), 0,
-               request->body_bytes - sizeof(struct fuse_getxattr_in)) == NULL)
-        return REQUEST_BAD;
-    return REQUEST_OK;
+    return is_whole(request) ? REQUEST_OK : REQUEST_BAD;
 }
 
 bool message_is_operation(uint32_t opcode)
@@ -119,13 +133,22 @@ bool message_is_brief(uint32_t opcode)
 {
     switch (opcode) {
     case FUSE_LOOKUP:
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
     case FUSE_GETATTR:
-    case FUSE_CREATE:
-    case FUSE_RELEASE:
     case FUSE_MKDIR:
     case FUSE_UNLINK:
     case FUSE_RMDIR:
     case FUSE_RENAME:
+    case FUSE_CREATE:
+    case FUSE_OPEN:
+    case FUSE_READ:
+    case FUSE_WRITE:
+    case FUSE_RELEASE:
+    case FUSE_GETXATTR:
+    case FUSE_OPENDIR:
+    case FUSE_READDIRPLUS:
+    case FUSE_RELEASEDIR:
         return true;
     default:
         return false;
@@ -318,7 +341,8 @@ size_t message_amend_init(uint8_t *bytes, size_t size, const struct init_wishes 
     init->flags &= ~(uint32_t)FUSE_INIT_EXT;
     init->flags2 = 0;
     init->max_stack_depth = 0;
-    if (offered->flags & FUSE_INIT_EXT && offered->flags2 & ABI_INIT2_PASSTHROUGH) {
+    if (wishes->passthrough && offered->flags & FUSE_INIT_EXT &&
+        offered->flags2 & ABI_INIT2_PASSTHROUGH) {
         init->flags |= FUSE_INIT_EXT;
         init->flags &= ~(uint32_t)FUSE_WRITEBACK_CACHE; /* the two exclude each other */
         init->flags2 = ABI_INIT2_PASSTHROUGH;

@@ -44,7 +44,7 @@ enum request_state message_request(uint8_t *bytes, size_t size, struct request *
 /* What pyfuse3 cannot carry: it goes to Python by a way of its own. */
 bool message_is_operation(uint32_t opcode);
 
-/* What Python answers without waiting for anything, and often: names and attributes. */
+/* What Python answers often, and mostly without waiting for anything. */
 bool message_is_brief(uint32_t opcode);
 
 /* FORGET and the like get no answer. */
@@ -73,6 +73,7 @@ struct init_wishes {
     const struct fuse_init_in *offered; /* by the kernel */
     uint32_t max_write;                 /* no more than the socket carries */
     uint32_t page_bytes;
+    bool passthrough;
 };
 
 /* Amends a valid INIT reply; bytes has room for a header and abi_init_out. Returns the new size;

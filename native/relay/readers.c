@@ -16,8 +16,12 @@
  * closes asks again within 20 us; to be woken takes as long as that. */
 enum { LINGER_NS = 50 * 1000, LINGER_ON_WATCH_NS = 100 * 1000 };
 
-/* How many requests in a row one reader must have answered before it keeps watch. */
+/* How many requests in a row one thread must have taken before it keeps watch. */
 enum { WATCH_AFTER = 16 };
+
+/* A request that comes within that time of Python's asking comes soon: longer than a program takes
+ * whose processor has to be woken for the last answer, and until this does not happen any more. */
+enum { SOON_NS = 200 * 1000 };
 
 /* How many requests in a row Python must have waited for in vain of nothing else, before it reads
  * them itself; and how long one may then take it before a reader looks after the others. */
@@ -73,6 +77,34 @@ static enum reading read_request(struct relay *relay, int device, uint8_t *bytes
     return READING_OVER;
 }
 
+/* Beside Python's thread, which reads: stands by while that keeps watch, or waits for a change.
+ * With attention->lock held, but for what it waits for. */
+static void accompany(struct relay *relay, const struct thread *thread, const atomic_bool *is_over)
+{
+    struct attention *attention = &relay->attention;
+
+    if (!watch_is_kept_by(&relay->watch, attention)) {
+        pthread_cond_wait(&attention->changed, &attention->lock);
+        return;
+    }
+    pthread_mutex_unlock(&attention->lock);
+    watch_stand_by(&relay->watch, thread, is_over);
+    pthread_mutex_lock(&attention->lock);
+}
+
+void *relay_companion(void *argument)
+{
+    struct thread *thread = argument;
+    struct relay *relay = thread->relay;
+
+    pthread_mutex_lock(&relay->attention.lock);
+    while (!atomic_load(&relay->is_stopping))
+        accompany(relay, thread, &relay->is_stopping);
+    pthread_mutex_unlock(&relay->attention.lock);
+    atomic_store(&thread->has_ended, true);
+    return NULL;
+}
+
 /* What a reader does while Python reads. False: it did nothing of the kind. */
 static bool rest(struct relay *relay, const struct thread *thread, uint8_t *bytes)
 {
@@ -87,7 +119,7 @@ static bool rest(struct relay *relay, const struct thread *thread, uint8_t *byte
         watch_end(&relay->watch, thread);
     while (attention->is_given && !atomic_load(&relay->are_readers_stopping)) {
         if (!looks_after) {
-            pthread_cond_wait(&attention->ended, &attention->lock);
+            accompany(relay, thread, &relay->are_readers_stopping);
             continue;
         }
         clock_gettime(CLOCK_MONOTONIC, &until);
@@ -96,7 +128,7 @@ static bool rest(struct relay *relay, const struct thread *thread, uint8_t *byte
             until.tv_nsec -= 1000000000;
             until.tv_sec++;
         }
-        pthread_cond_timedwait(&attention->ended, &attention->lock, &until);
+        pthread_cond_timedwait(&attention->changed, &attention->lock, &until);
         int64_t busy_since = atomic_load(&attention->busy_since);
         if (busy_since == 0 || monotonic_ns() - busy_since < ATTENTION_LOST_NS)
             continue;
@@ -181,9 +213,28 @@ void relay_end_attention(struct relay *relay)
     struct attention *attention = &relay->attention;
     pthread_mutex_lock(&attention->lock);
     attention->is_given = false;
-    pthread_cond_broadcast(&attention->ended);
+    watch_end(&relay->watch, attention);
+    pthread_cond_broadcast(&attention->changed);
     pthread_mutex_unlock(&attention->lock);
-    attention->in_a_row = 0;
+    attention->in_a_row = attention->soon_in_a_row = 0;
+}
+
+/* After so many that came soon, the program's processor is kept awake, too. */
+static void note_taken(struct relay *relay, bool is_soon)
+{
+    struct attention *attention = &relay->attention;
+
+    attention->soon_in_a_row = is_soon ? attention->soon_in_a_row + 1 : 0;
+    if (attention->soon_in_a_row == 0) {
+        watch_end(&relay->watch, attention);
+    } else if (attention->soon_in_a_row % WATCH_AFTER != 0) {
+        watch_seen(&relay->watch);
+    } else if (!watch_is_kept_by(&relay->watch, attention) &&
+               watch_begin(&relay->watch, attention)) {
+        pthread_mutex_lock(&attention->lock);
+        pthread_cond_broadcast(&attention->changed);
+        pthread_mutex_unlock(&attention->lock);
+    }
 }
 
 /* Waits like poll(); what can be answered without Python is. */
@@ -217,12 +268,16 @@ enum taken relay_take(struct relay *relay, int python_fd, int timeout_ms)
     enum taken taken;
 
     atomic_store(&attention->busy_since, 0);
-    if (attention->in_a_row >= ATTENTION_AFTER && !atomic_load(&relay->are_readers_stopping)) {
+    bool is_attentive = relay->readers == 0 || attention->in_a_row >= ATTENTION_AFTER;
+    if (is_attentive && !atomic_load(&relay->are_readers_stopping)) {
         if (attention->in_a_row++ == ATTENTION_AFTER)
             give_attention(relay);
+        int64_t began_ns = monotonic_ns();
         taken = wait_attentively(relay, python_fd, timeout_ms);
         if (taken == TAKEN_NOTHING)
             relay_end_attention(relay);
+        else
+            note_taken(relay, monotonic_ns() - began_ns < SOON_NS);
     } else {
         bool is_ready = poll(sources, 2, timeout_ms) > 0 && sources[1].revents == 0;
         taken = is_ready ? TAKEN_READABLE : TAKEN_NOTHING;

@@ -47,7 +47,7 @@ static void init_attention(struct attention *attention)
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&attention->lock, NULL);
-    pthread_cond_init(&attention->ended, &monotonic);
+    pthread_cond_init(&attention->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
 }
 
@@ -132,12 +132,13 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
 {
     int error = ENOMEM;
 
-    if (setup->threads < 1 || setup->threads > RELAY_THREADS_MAX)
+    if (setup->threads < 0 || setup->threads > RELAY_THREADS_MAX)
         return EINVAL;
     struct relay *relay = calloc(1, sizeof *relay);
     if (relay == NULL)
         return ENOMEM;
     relay->event_fd = setup->event_fd;
+    relay->asks_for_passthrough = setup->asks_for_passthrough;
     relay->operations_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (relay->operations_fd < 0) {
         error = errno;
@@ -250,7 +251,10 @@ int relay_start(struct relay *relay)
         error = start_thread(relay, relay_notifier, -1);
     if (error == 0)
         error = start_thread(relay, relay_forwarder, -1);
-    atomic_store(&relay->watch.is_on, error == 0 && relay->readers == 2 && watch_is_possible());
+    if (error == 0 && relay->readers == 0)
+        error = start_thread(relay, relay_companion, -1);
+    bool may_stand_by = relay->readers == 0 || relay->readers == 2;
+    atomic_store(&relay->watch.is_on, error == 0 && may_stand_by && watch_is_possible());
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
 }
@@ -304,6 +308,7 @@ void relay_stop(struct relay *relay)
     atomic_store(&relay->is_python_gone, true);
     queue_end(&relay->requests);
     queue_end(&relay->notifications);
+    relay_end_attention(relay);
     relay_fail_pending(relay);
     for (int i = relay->readers; i < relay->thread_count; i++)
         join(&relay->threads[i]);

@@ -13,9 +13,6 @@
 
 enum { RELAY_THREADS_MAX = 16 };
 
-/* What relay_answer() may bring: a TMPFILE's is the longest. */
-enum { RELAY_ANSWER_BYTES_MAX = 256 };
-
 /* X(name): one counter each. */
 #define RELAY_COUNTERS(X)                                                                          \
     X(requests)      /* read from the kernel */                                                    \
@@ -59,9 +56,10 @@ struct relay;
 struct relay_setup {
     int device;   /* taken over: an open and mounted /dev/fuse */
     int event_fd; /* borrowed: an eventfd, readable when there are events or the mount is gone */
-    int threads;  /* readers, 1..RELAY_THREADS_MAX */
+    int threads;  /* readers, 0..RELAY_THREADS_MAX; without any, relay_take() alone reads device */
     /* Further descriptors of the connection, taken over; NULL: cloned from device. */
     const int *clones; /* threads; the last is for relay_take() */
+    bool asks_for_passthrough;
     /* Borrowed, from ledger_create(); -1: none, nobody shall take over. If another relay has served
      * the connection, this one goes on where it was. */
     int ledger_fd;
@@ -122,8 +120,9 @@ int relay_operations_fd(struct relay *relay);
 const uint8_t *relay_first_operation(struct relay *relay, size_t *size);
 void relay_drop_operation(struct relay *relay);
 
-/* As if pyfuse3 had replied, from any thread. error is an errno, 0 for success. EINVAL when that
- * cannot be the reply to a request; one that is pending no more is dropped. */
+/* As if pyfuse3 had replied; for the thread that calls relay_take(), whose kept request this ends.
+ * error is an errno, 0 for success. EINVAL when that cannot be the reply to a request; one that is
+ * pending no more is dropped. */
 int relay_answer(struct relay *relay, uint64_t unique, int error, const void *body,
                  size_t body_bytes);
 

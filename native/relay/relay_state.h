@@ -14,7 +14,7 @@
 #include "relay.h"
 #include "watch.h"
 
-enum { THREADS_MAX = RELAY_THREADS_MAX + 2 };
+enum { THREADS_MAX = RELAY_THREADS_MAX + 2 }; /* with a companion, and no readers, fewer */
 
 struct thread {
     struct relay *relay;
@@ -29,10 +29,11 @@ struct thread {
  * Python is busy with one for long. */
 struct attention {
     pthread_mutex_t lock;
-    pthread_cond_t ended;
+    pthread_cond_t changed;     /* it has ended, or the thread that has it keeps watch */
     bool is_given;              /* guarded by lock; written by the thread in relay_take() only */
     _Atomic int64_t busy_since; /* monotonic ns; 0: in relay_take() */
-    unsigned in_a_row;          /* of the thread in relay_take() */
+    unsigned in_a_row;          /* of the thread in relay_take(); as well: */
+    unsigned soon_in_a_row;     /* requests that came within SOON_NS */
 };
 
 struct relay {
@@ -50,9 +51,10 @@ struct relay {
     int socket;        /* owned; the relay's end */
     int event_fd;      /* borrowed */
     int operations_fd; /* owned; an eventfd, readable when operations has something */
+    bool asks_for_passthrough;
     uint32_t max_write;
     uint32_t page_bytes;
-    uint8_t *buffer;   /* owned; MESSAGE_BYTES_MAX; of relay_pump() and relay_take() */
+    uint8_t *buffer;   /* owned; MESSAGE_BYTES_MAX; of relay_pump(), relay_take(), relay_answer() */
     size_t kept_bytes; /* in buffer, of the request that relay_take() has kept */
 
     struct thread threads[THREADS_MAX]; /* readers first */
@@ -124,6 +126,9 @@ void relay_save_init(struct relay *relay, struct ledger_init *saved, const uint8
 size_t relay_copy_init(struct relay *relay, const struct ledger_init *saved, uint8_t *bytes,
                        size_t room);
 void *relay_reader(void *thread);
+
+/* Where there are no readers: the one that stands by while Python's thread keeps watch. */
+void *relay_companion(void *thread);
 void relay_end_attention(struct relay *relay);
 
 /* From Python: replies.c */

@@ -7,6 +7,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* Copying less costs less than to look what it is the answer to. */
+enum { COPIED_BYTES_MAX = 4096 };
+
 static size_t amend_init(struct relay *relay, uint8_t *bytes, size_t size)
 {
     struct fuse_init_in offered = {0};
@@ -20,7 +23,8 @@ static size_t amend_init(struct relay *relay, uint8_t *bytes, size_t size)
                body < sizeof offered ? body : sizeof offered);
     }
     pthread_mutex_unlock(&relay->init_lock);
-    struct init_wishes wishes = {&offered, relay->max_write, relay->page_bytes};
+    struct init_wishes wishes = {&offered, relay->max_write, relay->page_bytes,
+                                 relay->asks_for_passthrough};
     size = message_amend_init(bytes, size, &wishes, &passthrough);
     count(relay, COUNTER_amended_init);
     relay_save_init(relay, &ledger_of(relay)->init_reply, bytes, size);
@@ -174,23 +178,38 @@ void *relay_notifier(void *argument)
     return NULL;
 }
 
+/* Bytes of a file need not be looked at, nor copied for that. False: it is not about them. */
+static bool answer_read(struct relay *relay, uint64_t unique, const void *body, size_t body_bytes)
+{
+    struct origin origin;
+
+    if (!pending_find(&relay->pending, unique, &origin) || origin.opcode != FUSE_READ ||
+        !pending_take(&relay->pending, unique, &origin))
+        return false;
+    table_replied(&relay->table, &origin.stamp);
+    count(relay, COUNTER_replied);
+    relay_give_answer(relay, origin.device, unique, 0, body, body_bytes);
+    return true;
+}
+
 int relay_answer(struct relay *relay, uint64_t unique, int error, const void *body,
                  size_t body_bytes)
 {
-    union {
-        struct fuse_out_header header;
-        uint8_t bytes[sizeof(struct fuse_out_header) + RELAY_ANSWER_BYTES_MAX];
-    } reply;
+    struct fuse_out_header *header = (void *)relay->buffer;
 
-    if (unique == 0 || unique & ABI_UNIQUE_INTERRUPT || body_bytes > RELAY_ANSWER_BYTES_MAX)
+    if (unique == 0 || unique & ABI_UNIQUE_INTERRUPT ||
+        body_bytes > MESSAGE_BYTES_MAX - sizeof *header)
         return EINVAL;
-    reply.header = (struct fuse_out_header){
-        .len = (uint32_t)(sizeof reply.header + body_bytes),
+    if (error == 0 && body_bytes >= COPIED_BYTES_MAX &&
+        answer_read(relay, unique, body, body_bytes))
+        return 0;
+    *header = (struct fuse_out_header){
+        .len = (uint32_t)(sizeof *header + body_bytes),
         .error = -error,
         .unique = unique,
     };
     if (body_bytes > 0)
-        memcpy(reply.bytes + sizeof reply.header, body, body_bytes);
-    handle_reply(relay, reply.bytes, reply.header.len);
+        memcpy(relay->buffer + sizeof *header, body, body_bytes);
+    handle_reply(relay, relay->buffer, header->len);
     return 0;
 }

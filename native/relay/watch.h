@@ -1,5 +1,6 @@
 /*
- * While requests that need no Python follow each other, one reader takes them all. Another that
+ * While requests that need no Python follow each other, one reader takes them all; Python's thread
+ * does with those that it answers. Another that
  * sleeps in read() would be woken for each, in vain, and a processor that falls asleep between two
  * of them takes longer to wake than the request to answer. So the other one stands by: it keeps a
  * processor awake that nobody wants, and looks after the one that keeps watch.
@@ -14,7 +15,7 @@
 
 struct watch {
     pthread_mutex_t lock; /* held while the other reader is called, so that it is still there */
-    atomic_bool is_on;    /* there are two readers, and they may change their policy */
+    atomic_bool is_on;    /* there is one who can stand by, and may change its policy */
     _Atomic(const void *) keeper; /* NULL: nobody */
     _Atomic int64_t seen_ns;      /* the keeper's last sign of life */
     atomic_int processor;         /* the keeper's, when it began */

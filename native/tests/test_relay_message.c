@@ -45,6 +45,30 @@ static void a_request_shorter_than_its_opcode_demands_is_bad(void)
     CHECK(message_request(message.bytes, 0, &parsed) == REQUEST_HOPELESS);
 }
 
+static void what_follows_must_be_as_long_as_was_said(void)
+{
+    struct {
+        struct fuse_write_in in;
+        uint8_t data[104];
+    } write = {.in = {.size = 104}};
+    struct {
+        struct fuse_batch_forget_in in;
+        struct fuse_forget_one each[3];
+    } forget = {.in = {.count = 3}};
+
+    size_t size = make_request(FUSE_WRITE, &write, sizeof write);
+    CHECK(message_request(message.bytes, size, &parsed) == REQUEST_OK);
+    write.in.size = 105;
+    size = make_request(FUSE_WRITE, &write, sizeof write);
+    CHECK(message_request(message.bytes, size, &parsed) == REQUEST_BAD);
+    size = make_request(FUSE_BATCH_FORGET, &forget, sizeof forget);
+    CHECK(message_request(message.bytes, size, &parsed) == REQUEST_OK);
+    size = make_request(FUSE_BATCH_FORGET, &forget, sizeof forget - sizeof *forget.each);
+    CHECK(message_request(message.bytes, size, &parsed) == REQUEST_BAD);
+    size = make_request(FUSE_BATCH_FORGET, &forget, sizeof forget - 1);
+    CHECK(message_request(message.bytes, size, &parsed) == REQUEST_BAD);
+}
+
 static void the_name_of_an_xattr_must_end(void)
 {
     uint8_t body[sizeof(struct fuse_getxattr_in) + 3] = {0};
@@ -74,7 +98,7 @@ static void init_asks_for_passthrough_only_when_it_was_offered(void)
     struct fuse_init_in offered = {.flags =
                                        FUSE_INIT_EXT | FUSE_MAX_PAGES | FUSE_HANDLE_KILLPRIV_V2,
                                    .flags2 = ABI_INIT2_PASSTHROUGH};
-    struct init_wishes wishes = {&offered, 1 << 20, 4096};
+    struct init_wishes wishes = {&offered, 1 << 20, 4096, true};
     struct abi_init_out out = {.major = 7,
                                .minor = 38,
                                .flags = FUSE_WRITEBACK_CACHE | FUSE_ATOMIC_O_TRUNC,
@@ -91,11 +115,15 @@ static void init_asks_for_passthrough_only_when_it_was_offered(void)
     CHECK(out.flags2 == ABI_INIT2_PASSTHROUGH && out.max_stack_depth == 1);
     CHECK(out.max_write == 1 << 20 && out.max_pages == 256 && out.minor == 38);
 
-    offered.flags2 = 0;
-    size = make_reply(0, &out, sizeof out);
-    size = message_amend_init(message.bytes, size, &wishes, &asked);
-    memcpy(&out, message.bytes + sizeof(struct fuse_out_header), sizeof out);
-    CHECK(!asked && !(out.flags & FUSE_INIT_EXT) && out.flags2 == 0 && out.max_stack_depth == 0);
+    for (int i = 0; i < 2; i++) { /* it is not offered, or not wished for */
+        offered.flags2 = i == 0 ? 0 : ABI_INIT2_PASSTHROUGH;
+        wishes.passthrough = i == 0;
+        size = make_reply(0, &out, sizeof out);
+        size = message_amend_init(message.bytes, size, &wishes, &asked);
+        memcpy(&out, message.bytes + sizeof(struct fuse_out_header), sizeof out);
+        CHECK(!asked && !(out.flags & FUSE_INIT_EXT));
+        CHECK(out.flags2 == 0 && out.max_stack_depth == 0);
+    }
 
     size = make_reply(-5, NULL, 0);
     CHECK(message_amend_init(message.bytes, size, &wishes, &asked) == size && !asked);
@@ -104,7 +132,7 @@ static void init_asks_for_passthrough_only_when_it_was_offered(void)
 static void init_asks_for_modes_as_programs_gave_them_when_that_was_offered(void)
 {
     struct fuse_init_in offered = {.flags = FUSE_DONT_MASK | FUSE_POSIX_ACL};
-    struct init_wishes wishes = {&offered, 1 << 20, 4096};
+    struct init_wishes wishes = {&offered, 1 << 20, 4096, false};
     const struct abi_init_out plain = {.major = 7, .flags = FUSE_POSIX_ACL, .max_write = 1 << 20};
     struct abi_init_out out;
     bool asked;
@@ -232,6 +260,7 @@ static void listings_are_walked_to_their_end_and_not_beyond(void)
 int main(void)
 {
     RUN(a_request_shorter_than_its_opcode_demands_is_bad);
+    RUN(what_follows_must_be_as_long_as_was_said);
     RUN(the_name_of_an_xattr_must_end);
     RUN(init_hides_splice_and_what_came_later);
     RUN(init_asks_for_passthrough_only_when_it_was_offered);

@@ -1,12 +1,15 @@
 /* The whole relay over a kernel of our own: the other ends of socket pairs in place of /dev/fuse.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -18,6 +21,7 @@
 #include "check.h"
 #include "message.h"
 #include "relay.h"
+#include "watch.h"
 
 enum { READERS = 3, NODES = 4, ROUNDS = 400, LIMIT_MS = 20000 };
 
@@ -39,7 +43,8 @@ static void start(struct relay_setup *setup)
 static void begin(void)
 {
     int clones[READERS];
-    struct relay_setup setup = {.threads = READERS, .clones = clones, .ledger_fd = ledger_fd};
+    struct relay_setup setup = {
+        .threads = READERS, .clones = clones, .ledger_fd = ledger_fd, .asks_for_passthrough = true};
 
     signal(SIGPIPE, SIG_IGN);
     for (int i = 0; i <= READERS; i++) {
@@ -253,11 +258,21 @@ static void a_release_is_counted_only_for_an_open_that_was(void)
     end();
 }
 
+/* A WRITE of so many bytes in all; owned. */
+static uint8_t *make_write(uint32_t bytes)
+{
+    struct fuse_write_in in = {.size = bytes - (uint32_t)sizeof(struct fuse_in_header) -
+                                       (uint32_t)sizeof in};
+    uint8_t *message = calloc(1, bytes);
+    memcpy(message + sizeof(struct fuse_in_header), &in, sizeof in);
+    return message;
+}
+
 static void a_full_socket_delays_no_hot_open(void)
 {
     enum { WRITES = 64, BYTES = 512 * 1024 };
     struct fuse_open_in in = {.flags = O_RDONLY};
-    uint8_t *message = calloc(1, BYTES);
+    uint8_t *message = make_write(BYTES);
     int buffer = 4 * BYTES;
 
     begin();
@@ -290,7 +305,7 @@ done:
 static void what_python_does_not_take_stays_with_the_kernel(void)
 {
     enum { WRITES = 200, BYTES = 1024 * 1024, BACKLOG_BYTES = 64 << 20, SETTLED_MS = 1000 };
-    uint8_t *message = calloc(1, BYTES);
+    uint8_t *message = make_write(BYTES);
     int buffer = 4 * BYTES;
     unsigned sent = 0;
     size_t taken = 0;
@@ -326,7 +341,7 @@ done:
 static void who_has_a_backlog_retires_at_once(void)
 {
     enum { BYTES = 1024 * 1024, SETTLED_MS = 1000 };
-    uint8_t *message = calloc(1, BYTES);
+    uint8_t *message = make_write(BYTES);
     int buffer = 4 * BYTES;
     struct fuse_in_header header = {.len = BYTES, .opcode = FUSE_WRITE, .unique = 2};
 
@@ -432,7 +447,7 @@ static void operations_reach_python_by_a_way_of_their_own(void)
     CHECK(relay_answer(relay, 2, ENOSPC, NULL, 0) == 0 && counted(COUNTER_unknown_replies) == 1);
     CHECK(relay_answer(relay, 0, 0, NULL, 0) == EINVAL);
     CHECK(relay_answer(relay, 4 | ABI_UNIQUE_INTERRUPT, 0, NULL, 0) == EINVAL);
-    CHECK(relay_answer(relay, 4, 0, bytes, RELAY_ANSWER_BYTES_MAX + 1) == EINVAL);
+    CHECK(relay_answer(relay, 4, 0, bytes, MESSAGE_BYTES_MAX) == EINVAL);
     end();
 }
 
@@ -623,20 +638,113 @@ static void exchange_init(void)
     CHECK(answered(0).header.unique == 2 && relay_is_ready(relay));
 }
 
-/* The readers of a mount read from one queue, through descriptors of their own. */
+/* The descriptors of a mount read from one queue, here kernel[0]; returns the first of them. */
+static int begin_with_one_queue(int readers)
+{
+    int clones[READERS];
+    int ends[2];
+
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
+    for (int i = 0; i < readers; i++)
+        clones[i] = dup(ends[1]);
+    struct relay_setup setup = {
+        .device = ends[1], .threads = readers, .clones = clones, .ledger_fd = -1};
+    for (int i = 0; i <= READERS; i++)
+        kernel[i] = i == 0 ? ends[0] : -1;
+    start(&setup);
+    return ends[1];
+}
+
+/* Without readers the library's thread reads all, and what it has kept for itself it answers. */
+static void the_library_reads_alone(void)
+{
+    struct fuse_entry_out entry = {.nodeid = 9, .entry_valid = 1, .attr_valid = 1};
+    uint8_t bytes[512];
+    uint8_t *data = calloc(1, MESSAGE_DATA_MAX);
+    size_t size;
+
+    int device = begin_with_one_queue(0);
+    CHECK(relay_take(relay, python_fd, 1) == TAKEN_NOTHING);
+    ask(0, FUSE_LOOKUP, 2, 1, "a", 2);
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_REQUEST);
+    CHECK(relay_answer(relay, 2, 0, &entry, sizeof entry) == 0);
+    CHECK(answered(0).header.unique == 2);
+
+    ask(0, FUSE_STATFS, 4, 1, NULL, 0);
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_READABLE);
+    CHECK(receive(python_fd, bytes, sizeof bytes) == sizeof(struct fuse_in_header));
+    reply(4, ENOSYS, NULL, 0);
+    CHECK(answered(0).header.unique == 4);
+
+    /* As much as a program may read at once. */
+    struct fuse_read_in in = {.size = 4096};
+    ask(0, FUSE_READ, 6, 9, &in, sizeof in);
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_REQUEST);
+    CHECK(relay_taken(relay, &size) != NULL && size == sizeof(struct fuse_in_header) + sizeof in);
+    int room = 4 * MESSAGE_DATA_MAX;
+    if (setsockopt(device, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) == 0) {
+        CHECK(relay_answer(relay, 6, 0, data, MESSAGE_DATA_MAX) == 0);
+        ssize_t length = recv(kernel[0], data, MESSAGE_DATA_MAX, MSG_TRUNC);
+        CHECK(length == (ssize_t)sizeof(struct fuse_out_header) + MESSAGE_DATA_MAX);
+    }
+    close(kernel[0]);
+    kernel[0] = -1;
+    CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_NOTHING);
+    CHECK(relay_is_unmounted(relay));
+    free(data);
+    end();
+}
+
+static bool somebody_stands_by(void)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    const struct dirent *task;
+    bool stands_by = false;
+
+    CHECK(tasks != NULL);
+    while ((task = readdir(tasks)) != NULL)
+        stands_by |= sched_getscheduler(atoi(task->d_name)) == SCHED_IDLE;
+    closedir(tasks);
+    return stands_by;
+}
+
+/* While requests that Python answers follow each other, a thread keeps a processor awake. */
+static void somebody_stands_by_while_the_library_is_busy(void)
+{
+    enum { BATCH = 20, TRIES = 2000 };
+    struct fuse_entry_out entry = {.nodeid = 9, .entry_valid = 1, .attr_valid = 1};
+    uint64_t unique = 2;
+    bool stood_by = false;
+
+    if (!watch_is_possible() || sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+        printf("skipped: ");
+        return;
+    }
+    begin_with_one_queue(0);
+    for (int i = 0; i < TRIES && !stood_by; i++) {
+        for (int j = 0; j < BATCH; j++)
+            ask(0, FUSE_LOOKUP, unique + 2 * (uint64_t)j, 1, "a", 2);
+        for (int j = 0; j < BATCH; j++, unique += 2) {
+            CHECK(relay_take(relay, python_fd, LIMIT_MS) == TAKEN_REQUEST);
+            CHECK(relay_answer(relay, unique, 0, &entry, sizeof entry) == 0);
+            CHECK(answered(0).header.unique == unique);
+        }
+        stood_by = somebody_stands_by();
+    }
+    CHECK(stood_by);
+    for (int i = 0; i < LIMIT_MS && somebody_stands_by(); i++)
+        usleep(1000);
+    CHECK(!somebody_stands_by()); /* nothing comes any more */
+    end();
+}
+
 static void one_reader_takes_what_follows_each_other(void)
 {
     struct fuse_open_in open_in = {.flags = O_RDONLY};
     struct fuse_release_in release_in = {.fh = HANDLE_RELAY | 5};
     struct fuse_in_header seen;
-    int ends[2];
 
-    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
-    int clones[] = {dup(ends[1]), dup(ends[1])};
-    struct relay_setup setup = {.device = ends[1], .threads = 2, .clones = clones, .ledger_fd = -1};
-    for (int i = 0; i <= READERS; i++)
-        kernel[i] = i == 0 ? ends[0] : -1;
-    start(&setup);
+    begin_with_one_queue(2);
     attach(5, INT64_MAX);
     for (uint64_t unique = 2; unique < 6000; unique += 6) {
         ask(0, FUSE_OPEN, unique, 5, &open_in, sizeof open_in);
@@ -898,6 +1006,8 @@ int main(void)
     RUN(an_open_the_kernel_does_not_take_is_not_counted);
     RUN(a_busy_library_reads_for_itself);
     RUN(brief_requests_are_kept_while_the_library_reads_for_itself);
+    RUN(the_library_reads_alone);
+    RUN(somebody_stands_by_while_the_library_is_busy);
     RUN(one_reader_takes_what_follows_each_other);
     RUN(another_relay_goes_on_where_one_was);
     RUN(who_retires_reads_no_more_and_answers_what_it_has);

@@ -191,9 +191,7 @@ def nameless(root: Path) -> list[object]:
     return done
 
 
-def test_a_file_without_a_name_inherits_as_on_tmpfs(sides: tuple[Path, Path], mode: str) -> None:
-    if mode == "plain":
-        pytest.skip("plain mode has no files without a name")
+def test_a_file_without_a_name_inherits_as_on_tmpfs(sides: tuple[Path, Path]) -> None:
     ours, theirs = map(nameless, sides)
     assert ours == theirs
 

@@ -104,9 +104,7 @@ def test_a_burst_of_changes_is_answered_as_by_another_filesystem(
         assert answers[0] == answers[1], f"step {number}"
 
 
-def test_bursts_go_the_shorter_way(mounted: Any, mode: str) -> None:
-    if mode == "plain":
-        pytest.skip("without the relay there is no other")
+def test_bursts_go_the_shorter_way(mounted: Any) -> None:
     for number in range(200):
         (mounted.path / f"{number}").touch()
         (mounted.path / f"{number}").unlink()

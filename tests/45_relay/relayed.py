@@ -22,9 +22,10 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from agentfs.fuse import _relay
+from agentfs.model import Inode
 
 FOREVER = 2**63 - 1
-TIMEOUT_S = 3600.0
+TIMEOUT_S = 3600
 
 
 @dataclass
@@ -98,11 +99,12 @@ class Relayed(pyfuse3.Operations):
     def nodeid(self, name: str) -> int:
         return self.names[name.encode()]
 
-    def put_attr(self, nodeid: int, size: int, valid_s: float) -> None:
+    def put_attr(self, nodeid: int, size: int, valid_s: int) -> None:
         """Attributes of that inode, told by their size."""
         node = self.nodes[nodeid]
         times_ns = [node.times_ns] * 3
-        self.relay.put_attr(nodeid, node.mode, node.names, 0, 0, size, 0, *times_ns, valid_s)
+        inode = Inode(nodeid, node.mode, 0, 0, node.names, size, *times_ns)
+        self.relay.put_attr(nodeid, inode, valid_s)
 
     def _attach(self, node: Node) -> None:
         if self.relay is not None:
@@ -254,7 +256,9 @@ async def _pump(fs: Relayed) -> None:
 def _obey(fs: Relayed, token: trio.lowlevel.TrioToken) -> None:
     def answer(line: str) -> str:
         try:
-            return json.dumps({"value": eval(line, {"fs": fs, "os": os, "pyfuse3": pyfuse3})})
+            return json.dumps(
+                {"value": eval(line, {"fs": fs, "os": os, "pyfuse3": pyfuse3, "Inode": Inode})}
+            )
         except Exception as error:
             return json.dumps({"error": repr(error)})
 

@@ -325,3 +325,33 @@ def test_a_store_that_others_may_enter_is_closed_when_it_is_held(tmp_path: Path)
     store.chmod(0o777)
     os.close(lock.hold(store))
     assert store.stat().st_mode & 0o777 == 0o700
+
+
+REFUSING_FUSERMOUNT = """
+import sys
+import pyfuse3
+from agentfs.cli.entry import main
+
+def refuse(*_):
+    raise RuntimeError("fuse_session_mount failed")
+
+pyfuse3.init = refuse
+sys.exit(main())
+"""
+
+
+def test_a_mount_that_fusermount3_refuses(tmp_path: Path) -> None:
+    mountpoint = tmp_path / "agentmem"
+    mountpoint.mkdir()
+    command = ["mount", "--mode", "plain", "--store", tmp_path / "store", mountpoint]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSING_FUSERMOUNT, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == FuseUnavailable.exit_code, done.stderr
+    assert done.stdout == ""
+    why = f"{mountpoint} could not be mounted: fuse_session_mount failed; see the log"
+    assert done.stderr == f"agentfs: {why}\n"
