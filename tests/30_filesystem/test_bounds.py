@@ -176,6 +176,9 @@ async def test_while_the_disk_stands_still_no_more_files_are_staged_than_may_be(
     async with running(shell.volume), trio.open_nursery() as nursery:
         nursery.start_soon(write_many, shell, paths, b"small", written)
         await stopped_seals.until(1)
+        with trio.fail_after(LIMIT_S):
+            while len(written) < FILES:
+                await trio.sleep(0.01)
         await trio.sleep(0.1)
         assert shell.volume.staging.files == len(written) == FILES
         assert await shell.read(written[0]) == b"small"
