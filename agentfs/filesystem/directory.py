@@ -45,8 +45,8 @@ class DirectoryStream:
         self._are_kept = True
         """The rows of the entries have been in memory so far."""
 
-    def entries(self, position: int) -> Iterator[tuple[int, bytes, Inode]]:
-        """(position after it, name, inode) of each entry from *position* on.
+    def entries(self, position: int) -> Iterator[tuple[int, bytes, Inode | Row]]:
+        """(position after it, name, inode or its row) of each entry from *position* on.
 
         An entry counts as taken when the next one is asked for.
         """
@@ -75,7 +75,7 @@ class DirectoryStream:
                     return
             row = ahead[-1]
             if before + len(names) >= position:
-                yield before + len(names) + 1, row[-1], namespace.inode_of(row)
+                yield before + len(names) + 1, row[-1], namespace.current_of(row)
             names.append(ahead.pop()[-1])
 
     def _rows_after(self, name: bytes) -> list[Row]:

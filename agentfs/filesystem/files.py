@@ -19,6 +19,7 @@ from typing import ClassVar, TypeVar
 import trio
 
 from agentfs.filesystem.contents import BytesLost, ContentReader
+from agentfs.filesystem.grants import Grants
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.namespace import Namespace
@@ -32,10 +33,9 @@ from agentfs.filesystem.ranges import (
     make_hole,
     write_all,
 )
+from agentfs.filesystem.relatime import needs_atime
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.model import Inode
-
-DAY_NS = 24 * 3600 * 10**9
 
 _ALLOCATIONS = {
     0,
@@ -74,12 +74,6 @@ async def _change(file: LiveFile, size: int, work: Callable[..., Result], *args:
     open for writing. Any other may be at every await, so it changes without one.
     """
     return await _off_loop(size if file.is_passed_through else 0, work, *args)
-
-
-def needs_atime(inode: Inode, now_ns: int) -> bool:
-    """relatime: a read is recorded if it is the first after a change, or in a day."""
-    atime = inode.atime_ns
-    return atime <= inode.mtime_ns or atime <= inode.ctime_ns or now_ns - atime >= DAY_NS
 
 
 async def _turn(lock: Mutex) -> None:
@@ -122,6 +116,7 @@ class Files:
         self._namespace = namespace
         self._staging = staging
         self._contents = contents
+        self.grants = Grants(table)
         self.on_use: Callable[[LiveFile], None] = lambda file: None
         """Told of each file that a program begins to use, where the kernel has not all of it."""
 
@@ -158,12 +153,19 @@ class Files:
 
     def closed(self, nodeid: int) -> None:
         """The relay says that nobody has an inode open any more."""
+        file = self._table.live_at(nodeid)
+        if file is not None:
+            self.on_use(file)  # it may have been opened without us
+            self._note_use(file)
+            self.grants.closed(file)
+            self._table.released(file)
 
     def close_kept(self, file: LiveFile | None = None) -> None:
         """Let go of files, or one, that no program writes, and that are kept open for the next."""
 
     def abandon(self) -> None:
         """The mount is gone."""
+        self.grants.abandon()
 
     def open(self, inode: Inode, flags: int, *, is_privileged: bool) -> Handle:
         """A handle on a regular inode. O_TRUNC is the caller's to do, by `truncate`."""
@@ -171,7 +173,9 @@ class Files:
         is_writer = flags & os.O_ACCMODE != os.O_RDONLY
         handle = Handle(file, is_writer=is_writer, is_privileged=is_privileged)
         file.handles += 1
-        file.writers += is_writer
+        if is_writer:
+            file.writers += 1
+            self.grants.end(file)
         if not flags & os.O_NOATIME and flags & os.O_ACCMODE != os.O_WRONLY:
             handle.records_atime = needs_atime(inode, time.time_ns())
         return handle
@@ -185,6 +189,8 @@ class Files:
             file.changed_at = time.monotonic()
             if not file.writers:
                 self.unstage_if_sealed(file)
+        else:
+            self.grants.give(file)
         self._table.released(file)
 
     def room_to_warm(self) -> float:
@@ -259,6 +265,7 @@ class Files:
         now = time.time_ns()
         if needs_atime(file.inode, now):
             self._table.note_read(file, now)
+            self.grants.was_read(file)
 
     # Writing
 
@@ -602,6 +609,7 @@ class Files:
 
     def attributes_set(self, file: LiveFile) -> None:
         """A program set times: carry them over to the staged file, where a restart finds them."""
+        self.grants.end(file)
         if file.staged is not None and not file.staged.is_frozen:
             where = file.staged.path if file.staged.fd is None else file.staged.fd
             os.utime(where, ns=(file.inode.atime_ns, file.inode.mtime_ns))

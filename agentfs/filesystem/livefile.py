@@ -57,6 +57,7 @@ class LiveFile:
         "handles",
         "image",
         "inode",
+        "is_attached",
         "is_passed_through",
         "may_be_sparse",
         "name",
@@ -81,6 +82,8 @@ class LiveFile:
         """Number under which the relay knows the staged copy."""
         self.is_passed_through = False
         """The kernel reads and writes the staged copy itself: sizes and times are its."""
+        self.is_attached = False
+        """The relay knows it although we serve it; see `Grants`."""
         self.handles = 0
         self.writers = 0
         """Handles among them that are open for writing, and one more while it is kept open."""
@@ -307,12 +310,14 @@ class InodeTable:
                 live.inode.content = row.content
                 live.inode.parent = row.parent
 
-    def current_of(self, row: tuple[Any, ...]) -> Inode:
-        """The live copy of an inode by its columns, or one made of them."""
-        number = row[0]
-        if number in self._live or number in self._directories:
-            return self.get(self.nodeid(number))
-        return Inode(*row)
+    def current_of(self, row: tuple[Any, ...]) -> Inode | tuple[Any, ...]:
+        """The live copy of an inode by its columns; these, if there is none."""
+        live = self._live.get(row[0])
+        if live is None:
+            return self._directories.get(row[0], row)
+        if live.is_passed_through:
+            live.refresh()
+        return live.inode
 
     def is_open(self, inode_id: int) -> bool:
         live = self._live.get(inode_id)
@@ -440,18 +445,21 @@ class InodeTable:
             self._lookups[nodeid] = left
             return
         self._lookups.pop(nodeid, None)
-        inode_id = self.inode_id(nodeid)
-        abandoned = self._left.pop(nodeid, None)
-        if abandoned is not None:
-            self._forgotten(abandoned)
-            self._end_nodeid(nodeid)
+        inode_id = nodeid
+        if self._moved or self._left:
+            inode_id = self.inode_id(nodeid)
+            abandoned = self._left.pop(nodeid, None)
+            if abandoned is not None:
+                self._forgotten(abandoned)
+                self._end_nodeid(nodeid)
         live = self._live.get(inode_id)
         if live is not None and live.nodeid not in self._lookups:
             self._forgotten(live)
         if inode_id in self._unlinked:
             self._retire(inode_id)
         elif live is not None:
-            self._move_back(live)
+            if live.nodeid != inode_id:
+                self._move_back(live)
             self.released(live)
 
     # Ends
@@ -493,6 +501,7 @@ class InodeTable:
         elif (
             live.staged is None
             and live.image is None
+            and not live.is_attached
             and live.nodeid == live.inode.id
             and live.inode.id not in self._read
         ):

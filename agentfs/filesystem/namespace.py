@@ -80,6 +80,11 @@ def without_setid(mode: int) -> int:
     return mode
 
 
+def whole(found: Inode | Row) -> Inode:
+    """An inode, made of its row where that is all there is."""
+    return found if isinstance(found, Inode) else Inode(*found[:-1])
+
+
 def is_in_view(parent: int, name: bytes) -> bool:
     """Whether a name that has no row is the view's, or is in it."""
     return parent >= VIEW_FIRST or (parent == ROOT_INODE and name == VIEW_NAME)
@@ -568,7 +573,11 @@ class Namespace:
 
     def inode_of(self, row: Row) -> Inode:
         """The inode of an entry as it is now, if no row has changed since."""
-        return self._table.current_of(row[:-1])
+        return whole(self.current_of(row))
+
+    def current_of(self, row: Row) -> Inode | Row:
+        """The same, or the row if that is all there is: a listing needs no more."""
+        return self._table.current_of(row)
 
     @property
     def changes(self) -> int:

@@ -32,12 +32,13 @@ from collections.abc import Callable, Iterable, Iterator
 import trio
 
 from agentfs.filesystem.contents import AT_ONCE_BYTES, ContentReader
-from agentfs.filesystem.files import DAY_NS, Files, Handle, needs_atime
+from agentfs.filesystem.files import Files, Handle
 from agentfs.filesystem.images import Image, Images, Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
 from agentfs.filesystem.namespace import Namespace, without_setid
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import copy_range
+from agentfs.filesystem.relatime import fresh_until_ns
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
 from agentfs.index.xattrs import CAPABILITY, LISTS
@@ -174,6 +175,8 @@ class PassthroughFiles(Files):
                     self._make_writable(file, file.image)
                 elif writes and file.is_passed_through and file.staged is not None:
                     self._attach_staged(file, file.staged, writes=True)
+                elif not writes:
+                    self._grant_anew(file)  # this read has been recorded
         except BaseException:
             self._table.released(file)  # which it may have been meanwhile
             raise
@@ -270,7 +273,7 @@ class PassthroughFiles(Files):
             file.backing,
             fd,
             writable=writes,
-            fresh_until_ns=0 if is_written else _fresh_until_ns(file.inode),
+            fresh_until_ns=0 if is_written else fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.may_have(CAPABILITY),
             opens_writes=kept is not None and kept.is_granted and self._may_be_kept(file),
         )
@@ -284,7 +287,7 @@ class PassthroughFiles(Files):
             image.backing,
             -1,
             writable=False,
-            fresh_until_ns=_fresh_until_ns(file.inode),
+            fresh_until_ns=fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.may_have(CAPABILITY),
             opens_writes=False,
         )
@@ -544,7 +547,7 @@ class PassthroughFiles(Files):
         self._relay.put_attr(nodeid, inode, CACHE_S)
 
     def _grant_anew(self, file: LiveFile) -> None:
-        """Times have changed: the next read may have to be recorded, so it must reach us."""
+        """Times have changed: a read may have to be recorded, and so reach us, or need not any more."""
         if file.image is not None:
             self._attach_image(file, file.image)
         elif file.backing is not None and file.staged is not None:
@@ -629,8 +632,3 @@ def _is_kernels_alone(file: LiveFile) -> bool:
 def _identity(staged: StagedFile) -> tuple[int, int]:
     status = os.stat(staged.path)
     return status.st_dev, status.st_ino
-
-
-def _fresh_until_ns(inode: Inode) -> int:
-    """Until when the relay may grant reads without us: as long as none need be recorded."""
-    return 0 if needs_atime(inode, time.time_ns()) else inode.atime_ns + DAY_NS

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pyfuse3 import EntryAttributes
 
+from agentfs.filesystem.namespace import Row
 from agentfs.fuse._relay import pack_attributes, pack_entry, pack_listing
 from agentfs.model import CACHE_S, Inode
 
@@ -63,7 +64,9 @@ def packed_attributes(inode: Inode, nodeid: int) -> bytes:
 
 
 def packed_listing(
-    entries: Iterator[tuple[int, bytes, Inode]], room: int, renumber: Callable[[int], int] | None
+    entries: Iterator[tuple[int, bytes, Inode | Row]],
+    room: int,
+    renumber: Callable[[int], int] | None,
 ) -> tuple[bytes, list[int]]:
     """The reply to a READDIRPLUS, with the first entries that fit; and the nodeids it tells of.
 

@@ -37,7 +37,7 @@ class BriefRequests:
         self._operations = operations
         self._names = operations.volume.namespace
         self._table = operations.volume.table
-        self._handlers: dict[int, Callable[[int, Caller, bytes], _Answered]] = {
+        self._handlers: dict[int, Callable[[int, bytes, int, int], _Answered]] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: self._getattr,
             Opcode.MKDIR: self._mkdir,
@@ -63,7 +63,7 @@ class BriefRequests:
             return
         handler = self._handlers[opcode]
         try:
-            reply = None if nodeid >= VIEW_FIRST else handler(nodeid, Caller(uid, gid), body)
+            reply = None if nodeid >= VIEW_FIRST else handler(nodeid, body, uid, gid)
         except Exception as error:
             self._relay.answer(unique, translate(error, handler.__name__).errno, b"")
             return
@@ -79,32 +79,32 @@ class BriefRequests:
         for forgotten in abi.FORGET_ONE.iter_unpack(body[abi.BATCH_FORGET_IN.size :]):
             self._table.forget(*forgotten)
 
-    def _lookup(self, parent: int, caller: Caller, body: bytes) -> _Answered:
+    def _lookup(self, parent: int, body: bytes, uid: int, gid: int) -> _Answered:
         name = body[:-1]
         inode = self._operations.find(parent, name)
         if inode is not None:
             return packed_entry(inode, self._table.told_of(inode))
         return None if is_in_view(parent, name) else PACKED_MISSING
 
-    def _getattr(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _getattr(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         return packed_attributes(self._table.get(nodeid), nodeid)
 
-    def _mkdir(self, parent: int, caller: Caller, body: bytes) -> _Answered:
+    def _mkdir(self, parent: int, body: bytes, uid: int, gid: int) -> _Answered:
         mode, umask = abi.MKDIR_IN.unpack_from(body)
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        caller = caller._replace(umask=umask)
+        caller = Caller(uid, gid, umask)
         inode = self._names.create(parent, body[abi.MKDIR_IN.size : -1], mode, caller)
         return packed_entry(inode, self._table.told_of(inode))
 
-    def _unlink(self, parent: int, caller: Caller, body: bytes) -> _Answered:
+    def _unlink(self, parent: int, body: bytes, uid: int, gid: int) -> _Answered:
         self._names.unlink(parent, body[:-1])
         return b""
 
-    def _rmdir(self, parent: int, caller: Caller, body: bytes) -> _Answered:
+    def _rmdir(self, parent: int, body: bytes, uid: int, gid: int) -> _Answered:
         self._names.rmdir(parent, body[:-1])
         return b""
 
-    def _rename(self, parent: int, caller: Caller, body: bytes) -> _Answered:
+    def _rename(self, parent: int, body: bytes, uid: int, gid: int) -> _Answered:
         (new_parent,) = abi.RENAME_IN.unpack_from(body)
         name, new_name, _ = body[abi.RENAME_IN.size :].split(b"\0")
         try:
@@ -113,53 +113,53 @@ class BriefRequests:
             return None
         return b""
 
-    def _open(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _open(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         (flags,) = abi.OPEN_IN.unpack(body)
-        number = self._operations.open_at_once(nodeid, flags, is_privileged=caller.uid == 0)
+        number = self._operations.open_at_once(nodeid, flags, is_privileged=uid == 0)
         if number is None:
             return None
         return abi.OPEN_OUT.pack(number, abi.FOPEN_KEEP_CACHE * keeps_pages(number))
 
-    def _read(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _read(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         return self._operations.read_at_once(*abi.READ_IN.unpack(body))
 
-    def _write(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _write(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         fh, offset, size = abi.READ_IN.unpack_from(body)
         data = memoryview(body)[abi.READ_IN.size :]
         if not self._operations.write_at_once(fh, offset, data):
             return None
         return abi.WRITE_OUT.pack(size)
 
-    def _getxattr(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _getxattr(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         (room,) = abi.GETXATTR_IN.unpack_from(body)
-        value = self._operations.attribute(nodeid, body[abi.GETXATTR_IN.size : -1], caller.uid)
+        value = self._operations.attribute(nodeid, body[abi.GETXATTR_IN.size : -1], uid)
         if room == 0:
             return abi.WRITE_OUT.pack(len(value))
         if len(value) > room:
             raise OSError(errno.ERANGE, "no room for the value")
         return value
 
-    def _opendir(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _opendir(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         return abi.OPEN_OUT.pack(self._operations.open_directory(nodeid), 0)
 
-    def _readdirplus(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _readdirplus(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         return self._operations.list_directory(*abi.READ_IN.unpack(body))
 
-    def _releasedir(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _releasedir(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         (fh,) = abi.RELEASE_IN.unpack(body)
         self._operations.close_directory(fh)
         return b""
 
-    def _release(self, nodeid: int, caller: Caller, body: bytes) -> _Answered:
+    def _release(self, nodeid: int, body: bytes, uid: int, gid: int) -> _Answered:
         (fh,) = abi.RELEASE_IN.unpack_from(body)
         self._operations.release_at_once(fh)
         return b""
 
-    def _create(self, parent: int, caller: Caller, body: bytes) -> _Answered:
+    def _create(self, parent: int, body: bytes, uid: int, gid: int) -> _Answered:
         flags, mode, umask = abi.CREATE_IN.unpack_from(body)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         name = body[abi.CREATE_IN.size : -1]
-        caller = caller._replace(umask=umask)
+        caller = Caller(uid, gid, umask)
         made = self._operations.create_at_once(parent, name, mode, flags, caller)
         if made is None:
             return None

@@ -31,9 +31,10 @@ Result = TypeVar("Result")
 
 Request: TypeAlias = tuple[int, int, int, int, int, bytes]
 
-Poll: TypeAlias = Callable[[int, int], bool | Request]
+Poll: TypeAlias = Callable[[int, int], bool | Request | None]
 """Waits until a descriptor is readable or so many milliseconds are over; True: it is. A tuple is
-a request that came by another way and can be answered without waiting."""
+a request that came by another way and can be answered without waiting. None: other tasks may want
+their turn."""
 
 Answer: TypeAlias = Callable[[Request], None]
 
@@ -97,7 +98,7 @@ class _Waiter:
                 return
             if found:
                 self._answer(found)
-            else:
+            elif found is not None:
                 await trio.lowlevel.wait_readable(fd if self._idle_fd is None else self._idle_fd)
                 self._next_turn = time.monotonic() + _TURN_S
         raise trio.ClosedResourceError

@@ -22,7 +22,7 @@ from agentfs.filesystem.description import OWN_ATTRIBUTES, PIN_ATTRIBUTE, check
 from agentfs.filesystem.directory import DirectoryStream
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.livefile import LiveFile, StaleNode
-from agentfs.filesystem.namespace import AttributeChange, Caller, SealFirst, is_in_view
+from agentfs.filesystem.namespace import AttributeChange, Caller, SealFirst, is_in_view, whole
 from agentfs.filesystem.view import ViewStream
 from agentfs.fuse.abi import Opcode
 from agentfs.fuse.attributes import MISSING, entry_attributes, packed_listing, passing_entry
@@ -495,6 +495,9 @@ class Operations(pyfuse3.Operations):
     def _handle(self, number: int) -> Handle:
         """:raises OSError: ESTALE, when nothing is open under that nodeid"""
         handle = self._handles.get(number)
+        if handle is None and number & RELAY_HANDLE:
+            file = self._table.opened(number ^ RELAY_HANDLE)
+            return Handle(file, is_writer=False, is_privileged=False)
         if handle is None:
             handle = Handle(
                 self._table.opened(number >> _HANDLE_SHIFT),
@@ -589,7 +592,8 @@ class Operations(pyfuse3.Operations):
         told = []
         stream = self._stream(fh)
         describe = passing_entry if isinstance(stream, ViewStream) else entry_attributes
-        for after, name, inode in stream.entries(position):
+        for after, name, found in stream.entries(position):
+            inode = whole(found)
             nodeid = renumber(inode.id) if renumber else inode.id
             if not reply(token, name, describe(inode, nodeid), after):
                 break

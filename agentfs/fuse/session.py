@@ -149,6 +149,7 @@ class PlainSession(_Relayed):
             self._device = os.dup(self._number)
             os.dup2(relay.python_fd, self._number, inheritable=False)
             self._serve(relay, operations, self._device, idle_fd=self._device)
+            operations.volume.files.grants.begin(relay)
         except (RuntimeError, OSError) as error:
             raise FuseUnavailable(
                 f"{self._config.mountpoint} could not be mounted: {error}; see the log"

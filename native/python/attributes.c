@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { BLOCK_BYTES = 4096 };
+enum { BLOCK_BYTES = 4096, SECTOR_BYTES = 512 };
 
 bool inode_fields_init(struct inode_fields *fields)
 {
@@ -27,11 +27,23 @@ void inode_fields_clear(struct inode_fields *fields)
         Py_CLEAR(fields->names[i]);
 }
 
+/* A new reference; NULL with an exception. */
+static PyObject *field_of(const struct inode_fields *fields, PyObject *inode, int field)
+{
+    if (!PyTuple_Check(inode))
+        return PyObject_GetAttr(inode, fields->names[field]);
+    if (PyTuple_GET_SIZE(inode) < FIELDS) {
+        PyErr_SetString(PyExc_TypeError, "a row with fewer columns than an inode has fields");
+        return NULL;
+    }
+    return Py_NewRef(PyTuple_GET_ITEM(inode, field));
+}
+
 /* None is 0. False with an exception. */
 static bool read_fields(const struct inode_fields *fields, PyObject *inode, long long *values)
 {
     for (int i = 0; i < FIELDS; i++) {
-        PyObject *value = PyObject_GetAttr(inode, fields->names[i]);
+        PyObject *value = field_of(fields, inode, i);
         if (value == NULL)
             return false;
         values[i] = value == Py_None ? 0 : PyLong_AsLongLong(value);
@@ -40,6 +52,13 @@ static bool read_fields(const struct inode_fields *fields, PyObject *inode, long
             return false;
     }
     return true;
+}
+
+/* As Inode.sectors. */
+static uint64_t count_sectors(const long long *values)
+{
+    long long taken = values[FIELD_size] - values[FIELD_holes];
+    return taken > 0 ? ((uint64_t)taken + SECTOR_BYTES - 1) / SECTOR_BYTES : 0;
 }
 
 /* Seconds, rounded down, and what is left. */
@@ -56,7 +75,7 @@ static void fill_attr(const long long *values, uint64_t nodeid, struct fuse_attr
     *attr = (struct fuse_attr){
         .ino = nodeid,
         .size = (uint64_t)values[FIELD_size],
-        .blocks = (uint64_t)values[FIELD_sectors],
+        .blocks = count_sectors(values),
         .mode = (uint32_t)values[FIELD_mode],
         .nlink = (uint32_t)values[FIELD_nlink],
         .uid = (uint32_t)values[FIELD_uid],
@@ -155,7 +174,7 @@ static bool note_told(const struct listing *listing, uint64_t nodeid, const char
 
 enum added { ADDED, ADDED_NOT_FOR_WANT_OF_ROOM, ADDED_FAILED };
 
-/* item is (position after it, name, inode). */
+/* item is (position after it, name, inode or its row). */
 static enum added add_entry(struct listing *listing, PyObject *item)
 {
     struct fuse_direntplus entry = {0};

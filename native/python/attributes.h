@@ -1,5 +1,6 @@
 /*
- * Inodes of Python (agentfs.model.Inode) as the kernel wants to be told of them: linux/fuse.h.
+ * Inodes of Python (agentfs.model.Inode, or a tuple that begins with its fields) as the kernel
+ * wants to be told of them: linux/fuse.h.
  */
 #ifndef AGENTFS_ATTRIBUTES_H
 #define AGENTFS_ATTRIBUTES_H
@@ -9,18 +10,20 @@
 #include <linux/fuse.h>
 #include <stdint.h>
 
+/* In the order of the fields of Inode, which is that of the columns of its row. */
 #define INODE_FIELDS(X)                                                                            \
     X(id)                                                                                          \
     X(mode)                                                                                        \
-    X(nlink)                                                                                       \
     X(uid)                                                                                         \
     X(gid)                                                                                         \
-    X(rdev)                                                                                        \
+    X(nlink)                                                                                       \
     X(size)                                                                                        \
-    X(sectors)                                                                                     \
     X(atime_ns)                                                                                    \
     X(mtime_ns)                                                                                    \
-    X(ctime_ns)
+    X(ctime_ns)                                                                                    \
+    X(content)                                                                                     \
+    X(holes)                                                                                       \
+    X(rdev)
 
 enum inode_field {
 #define INODE_FIELD(name) FIELD_##name,

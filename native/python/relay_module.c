@@ -140,7 +140,7 @@ PyDoc_STRVAR(
     "pack_listing($module, entries, room, renumber, valid_s, /)\n--\n\n"
     "(reply to READDIRPLUS, nodeids of which it tells) of the first entries that fit into so\n"
     "many bytes. The one that does not is the last that is asked for.\n\n"
-    ":param entries: (position after it, name, inode) each\n"
+    ":param entries: (position after it, name, inode or a tuple that begins with its fields) each\n"
     ":param renumber: says the nodeid of an inode's id; None: they are the same");
 
 /* --- the module --------------------------------------------------------------------------------

@@ -273,7 +273,7 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
                                      &fd, &writable, &fresh_until_ns, &capability_free,
                                      &opens_writes))
         return NULL;
-    if (backing.id < 1 || nodeid == 0)
+    if (backing.id < 0 || nodeid == 0 || (backing.id == 0 && (writable || opens_writes)))
         return raise_errno(EINVAL, NULL);
     backing.opens_writes = opens_writes;
     backing.writable = writable;
@@ -315,6 +315,8 @@ static PyObject *relay_take_method(PyObject *object, PyObject *args)
         const uint8_t *bytes = relay_taken(relay, &size);
         return described(bytes, size);
     }
+    if (taken == TAKEN_TURN)
+        Py_RETURN_NONE;
     return PyBool_FromLong(taken == TAKEN_READABLE);
 }
 
@@ -736,7 +738,9 @@ PyDoc_STRVAR(take_doc,
              "again soon,\n"
              "until it returns False. One that can be answered without waiting is returned "
              "as those\n"
-             "of take_operations() are, to be answered, or passed on, before the next call.");
+             "of take_operations() are, to be answered, or passed on, before the next call. "
+             "None: it has\n"
+             "answered others for 2 ms, let other tasks have their turn.");
 
 PyDoc_STRVAR(pass_on_doc, "pass_on($self, /)\n--\n\n"
                           "Give pyfuse3 the request that take() has returned.");
@@ -762,6 +766,9 @@ PyDoc_STRVAR(
     "Attaching again with the same backing id replaces the rest; with another one it raises "
     "OSError\n"
     "EBUSY while the file is open.\n\n"
+    ":param backing_id: 0: there is none; an open that is answered without Python lets the kernel "
+    "go on\n"
+    "    using its pages\n"
     ":param fd: the backing file, for its size and times; the relay keeps a duplicate if "
     "*writable*\n"
     ":param writable: size and times are those of the backing file, in whatever reply\n"

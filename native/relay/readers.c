@@ -27,6 +27,14 @@ enum { SOON_NS = 200 * 1000 };
  * them itself; and how long one may then take it before a reader looks after the others. */
 enum { ATTENTION_AFTER = 4, ATTENTION_LOST_NS = 500 * 1000 };
 
+/* How many requests Python's thread reads before it looks whether anything else has come for it:
+ * where it shares a processor with the program, the next one is there once the last is answered. */
+enum { READS_MAX = 16 };
+
+/* How long Python's thread may go on with what needs no Python: others wait for their turn there.
+ */
+enum { TURN_NS = 2000 * 1000 };
+
 /* What Python has not taken is left with the kernel beyond that: a thousand programs that write a
  * MiB each through the daemon would otherwise have a copy of it here. */
 enum { BACKLOG_BYTES_MAX = 64 << 20 };
@@ -237,27 +245,45 @@ static void note_taken(struct relay *relay, bool is_soon)
     }
 }
 
-/* Waits like poll(); what can be answered without Python is. */
-static enum taken wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
+/* Waits like poll() for what there is to read. TAKEN_REQUEST: the device, before anything else. */
+static enum taken look_around(struct relay *relay, int python_fd, int timeout_ms)
 {
     struct pollfd sources[] = {{.fd = python_fd, .events = POLLIN},
                                {.fd = relay->operations_fd, .events = POLLIN},
                                {.fd = relay->devices[relay->readers], .events = POLLIN}};
-    enum handled handled;
+    int ready = look_poll(&relay->look, sources, 3, timeout_ms);
 
-    while (!atomic_load(&relay->is_unmounted)) {
-        int ready = look_poll(&relay->look, sources, 3, timeout_ms);
-        if (ready > 0 && sources[1].revents)
+    if (ready == 0 || (ready > 0 && sources[1].revents))
+        return TAKEN_NOTHING;
+    relay->attention.reads_left = READS_MAX;
+    return ready > 0 && sources[0].revents ? TAKEN_READABLE : TAKEN_REQUEST;
+}
+
+/* Waits like poll(); what can be answered without Python is. */
+static enum taken wait_attentively(struct relay *relay, int python_fd, int timeout_ms)
+{
+    struct attention *attention = &relay->attention;
+    int device = relay->devices[relay->readers];
+    int64_t began_ns = monotonic_ns();
+    int64_t turn_ends_ns = began_ns + TURN_NS;
+    enum handled handled = HANDLED_NEVER;
+
+    for (; began_ns < turn_ends_ns; began_ns = monotonic_ns()) {
+        enum taken next =
+            attention->reads_left > 0 ? TAKEN_REQUEST : look_around(relay, python_fd, timeout_ms);
+        if (next == TAKEN_NOTHING || atomic_load(&relay->is_unmounted))
             return TAKEN_NOTHING;
-        if (ready > 0 && sources[0].revents)
-            return TAKEN_READABLE;
-        if (ready == 0)
-            return TAKEN_NOTHING;
-        read_request(relay, sources[2].fd, relay->buffer, &handled, &relay->kept_bytes);
-        if (handled == HANDLED_KEPT)
-            return TAKEN_REQUEST;
+        if (next == TAKEN_REQUEST && read_request(relay, device, relay->buffer, &handled,
+                                                  &relay->kept_bytes) != READING_ON) {
+            attention->reads_left = 0;
+            continue;
+        }
+        attention->reads_left--;
+        note_taken(relay, monotonic_ns() - began_ns < SOON_NS);
+        if (next == TAKEN_READABLE || handled == HANDLED_KEPT)
+            return next;
     }
-    return TAKEN_NOTHING;
+    return TAKEN_TURN;
 }
 
 enum taken relay_take(struct relay *relay, int python_fd, int timeout_ms)
@@ -272,12 +298,9 @@ enum taken relay_take(struct relay *relay, int python_fd, int timeout_ms)
     if (is_attentive && !atomic_load(&relay->are_readers_stopping)) {
         if (attention->in_a_row++ == ATTENTION_AFTER)
             give_attention(relay);
-        int64_t began_ns = monotonic_ns();
         taken = wait_attentively(relay, python_fd, timeout_ms);
         if (taken == TAKEN_NOTHING)
             relay_end_attention(relay);
-        else
-            note_taken(relay, monotonic_ns() - began_ns < SOON_NS);
     } else {
         bool is_ready = poll(sources, 2, timeout_ms) > 0 && sources[1].revents == 0;
         taken = is_ready ? TAKEN_READABLE : TAKEN_NOTHING;

@@ -75,8 +75,10 @@ int relay_start(struct relay *relay);
 /* Waits until the library's end has a request to read, or for that long. An operation ends it as
  * well, so that whoever takes those gets its turn. For the thread that calls relay_pump(). Where
  * requests for it follow each other, it reads them from the kernel itself meanwhile, instead of
- * being woken by a reader for each; one that Python can answer at once it keeps (TAKEN_REQUEST). */
-enum taken { TAKEN_NOTHING, TAKEN_READABLE, TAKEN_REQUEST };
+ * being woken by a reader for each; one that Python can answer at once it keeps (TAKEN_REQUEST).
+ * TAKEN_TURN: it has answered others for so long that something else should have its turn; call it
+ * again. */
+enum taken { TAKEN_NOTHING, TAKEN_READABLE, TAKEN_REQUEST, TAKEN_TURN };
 enum taken relay_take(struct relay *relay, int python_fd, int timeout_ms);
 
 /* The request that relay_take() has kept, as the kernel sent it; until the next call of

@@ -34,6 +34,7 @@ struct attention {
     _Atomic int64_t busy_since; /* monotonic ns; 0: in relay_take() */
     unsigned in_a_row;          /* of the thread in relay_take(); as well: */
     unsigned soon_in_a_row;     /* requests that came within SOON_NS */
+    unsigned reads_left;        /* before it looks whether anything else has come */
 };
 
 struct relay {

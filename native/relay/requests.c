@@ -31,8 +31,7 @@ static bool answer_open(struct relay *relay, int device, const struct request *r
     const struct fuse_in_header *header = &request->header;
     struct open_reply reply = {
         .header = {.len = sizeof reply, .unique = header->unique},
-        .out = {.fh = HANDLE_RELAY | header->nodeid,
-                .open_flags = ABI_FOPEN_PASSTHROUGH | FOPEN_NOFLUSH},
+        .out = {.fh = HANDLE_RELAY | header->nodeid},
     };
     int slot;
 

@@ -481,6 +481,8 @@ bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int
     struct attachment *attachment = find(table, nodeid);
     if (attachment && may_open(&attachment->backing, flags, now_ns)) {
         reply->out.backing_id = attachment->backing.id;
+        reply->out.open_flags =
+            FOPEN_NOFLUSH | (reply->out.backing_id ? ABI_FOPEN_PASSTHROUGH : FOPEN_KEEP_CACHE);
         *slot = count_open(table, nodeid, kind, reply->out.backing_id, reply, sizeof *reply);
         if (kind == LEDGER_ANSWERED_WRITE) {
             attachment->backing.fresh_until_ns = 0; /* the next read is to be recorded */
@@ -684,7 +686,7 @@ bool table_open(struct table *table, uint64_t nodeid, uint32_t flags, uint8_t *b
     pthread_mutex_lock(&table->lock);
     const struct attachment *attachment = find(table, nodeid);
     int32_t backing_id = attachment ? attachment->backing.id : 0;
-    if (attachment)
+    if (backing_id)
         message_amend_open(out, backing_id);
     enum ledger_kind kind = table_kind(out->fh, flags);
     *slot = count_open(table, nodeid, kind, backing_id, bytes, size);

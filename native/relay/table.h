@@ -48,7 +48,8 @@ void table_free(struct table *table);
 /* --- for Python ---------------------------------------------------------------------------- */
 
 struct backing {
-    int32_t id;
+    int32_t
+        id; /* 0: none; the kernel reads its page cache, and asks Python for what is not there */
     int fd; /* taken over, also on failure; -1 unless writable: there are more files than that */
     bool writable;
     bool capability_free;
@@ -96,7 +97,7 @@ void table_given(struct table *table, int slot);
 
 /* Each answers true when the relay may answer, and then has filled its result. An open that was
  * answered is counted; undo with table_not_opened() if the answer did not reach the kernel. reply
- * is whole but for the backing id. */
+ * has its header and its handle. */
 bool table_answer_open(struct table *table, uint64_t nodeid, uint32_t flags, int64_t now_ns,
                        struct open_reply *reply, int *slot);
 bool table_answer_getattr(struct table *table, uint64_t nodeid, struct fuse_attr_out *out);

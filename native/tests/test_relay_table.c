@@ -139,6 +139,29 @@ static void an_open_file_is_not_detached(void)
     end();
 }
 
+static void without_a_backing_file_the_kernel_keeps_its_pages(void)
+{
+    struct open_reply reply = {.header = {.len = sizeof reply, .unique = 2}};
+    struct backing none = {.fd = -1, .fresh_until_ns = 100};
+    struct abi_open_out out = {.fh = 7, .open_flags = FOPEN_DIRECT_IO};
+    int32_t id;
+    int slot;
+
+    begin();
+    CHECK(table_attach(&table, NODEID, &none) == 0);
+    CHECK(table_answer_open(&table, NODEID, O_RDONLY, 99, &reply, &slot));
+    table_given(&table, slot);
+    CHECK(reply.out.open_flags == (FOPEN_NOFLUSH | FOPEN_KEEP_CACHE) && reply.out.backing_id == 0);
+    CHECK(!table_detach(&table, NODEID) && table_opens(&table, NODEID) == 1);
+    none.fresh_until_ns = 0;
+    CHECK(table_attach(&table, NODEID, &none) == 0 && !opens(NODEID, O_RDONLY, 99, &id));
+    CHECK(!amends(NODEID, &out) && out.open_flags == FOPEN_DIRECT_IO);
+    CHECK(table_opens(&table, NODEID) == 1); /* what Python opens it counts */
+    closes(NODEID, LEDGER_ANSWERED_READ);
+    CHECK(is_signalled() && table_detach(&table, NODEID));
+    end();
+}
+
 static void what_is_kept_open_for_writing_is_opened_for_it(void)
 {
     struct backing backing = {BACKING, -1, true, true, true, 1000};
@@ -477,6 +500,7 @@ static void the_highest_nodeid_is_that_of_an_inode(void)
 int main(void)
 {
     RUN(an_open_file_is_not_detached);
+    RUN(without_a_backing_file_the_kernel_keeps_its_pages);
     RUN(what_is_kept_open_for_writing_is_opened_for_it);
     RUN(the_last_close_is_told_once);
     RUN(a_close_that_python_sees_is_no_event);

@@ -28,6 +28,7 @@ class Walk:
         kinds: list[Callable[[], object]] = [
             *(self._create, self._create_new, self._append, self._mkdir),
             *(self._unlink, self._rmdir, self._rename, self._look, self._list),
+            *(self._read, self._read),
         ]
         for _ in range(steps):
             step = self._rng.choice(kinds)
@@ -59,6 +60,13 @@ class Walk:
         fd = os.open(self._path(), os.O_WRONLY | os.O_APPEND)
         try:
             return os.write(fd, b"line\n")
+        finally:
+            os.close(fd)
+
+    def _read(self) -> object:
+        fd = os.open(self._path(), os.O_RDONLY)
+        try:
+            return os.read(fd, 100)
         finally:
             os.close(fd)
 

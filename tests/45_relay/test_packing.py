@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import astuple, replace
 
 import pytest
 
@@ -79,6 +80,14 @@ def test_no_more_is_taken_than_fits(room: int, fitting: int) -> None:
     assert len(list(left)) == max(2 - fitting, 0), "the one that did not fit has been asked for"
 
 
+def test_a_row_is_as_good_as_its_inode() -> None:
+    one = replace(inode(10), content=3, holes=4096, rdev=7, parent=2)
+    row = (*astuple(one), b"a")
+    by_row = pack_listing(iter([(1, b"a", row)]), 4096, None, 60)
+    assert by_row == pack_listing(iter([(1, b"a", one)]), 4096, None, 60)
+    assert ATTR.unpack_from(by_row[0], ENTRY_HEAD.size) == described(one, 10)
+
+
 def test_nodeids_may_be_others_than_the_inodes_numbers() -> None:
     listing, told = pack_listing(entries(b"a"), 4096, lambda number: number + 100, 60)
     assert told == [110]
@@ -94,5 +103,7 @@ def test_what_fails_on_the_way_is_raised() -> None:
         pack_listing(failing(), 4096, None, 60)
     with pytest.raises(TypeError):
         pack_listing(iter([3]), 4096, None, 60)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="fewer columns"):
+        pack_listing(iter([(1, b"a", (10, 0o100644))]), 4096, None, 60)
     with pytest.raises(AttributeError):
         pack_entry(None, 9, 60)  # type: ignore[arg-type]

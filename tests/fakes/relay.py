@@ -23,6 +23,8 @@ class FakeRelay:
         self.open_files: Counter[int] = Counter()
         self.registered: dict[int, tuple[int, int]] = {}
         """(device, inode) by backing id."""
+        self.fresh_until_ns: dict[int, int] = {}
+        """By nodeid: until when it may be opened for reading without us."""
         self.opens_writes: dict[int, bool] = {}
         """By nodeid: it may be opened for writing without us."""
         self.writing: Counter[int] = Counter()
@@ -40,9 +42,10 @@ class FakeRelay:
         del self.registered[backing_id]
 
     def attach(self, nodeid: int, backing_id: int, fd: int, **options: Any) -> None:
-        assert backing_id in self.registered, "somebody would get EIO"
+        assert backing_id == 0 or backing_id in self.registered, "somebody would get EIO"
         assert not self.open_files[nodeid] or self.attached[nodeid] == backing_id
         self.attached[nodeid] = backing_id
+        self.fresh_until_ns[nodeid] = int(options["fresh_until_ns"])
         self.opens_writes[nodeid] = bool(options.get("opens_writes"))
 
     def detach(self, nodeid: int) -> bool:

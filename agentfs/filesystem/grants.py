@@ -1,0 +1,111 @@
+"""Opens for reading that the relay grants by itself where we serve the bytes: in plain mode.
+
+What a program has read once it opens again and again, and the kernel has its pages. As long as
+nobody writes the file and no read is to be recorded, such an open changes nothing that we must know
+at once: the relay counts it, and says when the last one is closed.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agentfs.filesystem.livefile import InodeTable, LiveFile
+from agentfs.filesystem.relatime import fresh_until_ns
+from agentfs.model import VIEW_FIRST
+
+_GRANTED_MAX = 8192
+"""Files, of 1 KB each."""
+
+
+class Relay(Protocol):
+    """What answers opens without asking us."""
+
+    def attach(
+        self,
+        nodeid: int,
+        backing_id: int,
+        fd: int,
+        *,
+        writable: bool,
+        fresh_until_ns: int,
+        capability_free: bool,
+        opens_writes: bool,
+    ) -> None: ...
+    def detach(self, nodeid: int) -> bool: ...
+    def opens(self, nodeid: int) -> int: ...
+    def attr_changed(self, nodeid: int) -> None: ...
+
+
+class Grants:
+    """Which files programs may open without us; none until there is a relay."""
+
+    def __init__(self, table: InodeTable) -> None:
+        self._table = table
+        self._relay: Relay | None = None
+        self._granted: dict[LiveFile, None] = {}
+
+    def begin(self, relay: Relay) -> None:
+        """Grant what may be from now on."""
+        self._relay = relay
+        self._table.watch(relay.opens, self._changed, self.end)
+
+    def abandon(self) -> None:
+        """The mount is gone."""
+        if self._relay is not None:
+            self._relay = None
+            self._table.watch()
+            self._granted.clear()
+            for file in self._table.files():
+                file.is_attached = False
+
+    def give(self, file: LiveFile) -> None:
+        """A program has closed a file: grant the opens for reading that may follow."""
+        inode = file.inode
+        if self._relay is None or file.writers or not inode.nlink or inode.id >= VIEW_FIRST:
+            return
+        until_ns = fresh_until_ns(inode)
+        if until_ns:
+            self._granted.pop(file, None)  # the latest comes last
+            self._granted[file] = None
+            self._attach(self._relay, file, until_ns)
+            if len(self._granted) > _GRANTED_MAX:
+                self.end(next(iter(self._granted)))
+
+    @staticmethod
+    def _attach(relay: Relay, file: LiveFile, until_ns: int) -> None:
+        file.is_attached = True
+        relay.attach(
+            file.nodeid,
+            0,
+            -1,
+            writable=False,
+            fresh_until_ns=until_ns,
+            capability_free=False,
+            opens_writes=False,
+        )
+
+    def end(self, file: LiveFile) -> None:
+        """Opening a file is to reach us from now on; who has it open goes on reading."""
+        if self._relay is None or not file.is_attached:
+            return
+        self._granted.pop(file, None)
+        if self._relay.detach(file.nodeid):
+            file.is_attached = False
+        else:
+            self._attach(self._relay, file, 0)
+
+    def closed(self, file: LiveFile) -> None:
+        """Nobody has it open any more whom the relay let in."""
+        if file not in self._granted:
+            self.end(file)
+
+    def was_read(self, file: LiveFile) -> None:
+        """Its time of access has changed, without the kernel's asking."""
+        if self._relay is not None and file.is_attached:
+            self._relay.attr_changed(file.nodeid)
+
+    def _changed(self, nodeid: int) -> None:
+        file = self._table.live_at(nodeid)
+        if file is not None and self._relay is not None:
+            self._relay.attr_changed(nodeid)
+            self.end(file)
