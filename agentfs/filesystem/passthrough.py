@@ -547,7 +547,7 @@ class PassthroughFiles(Files):
         self._relay.put_attr(nodeid, inode, CACHE_S)
 
     def _grant_anew(self, file: LiveFile) -> None:
-        """Times have changed: a read may have to be recorded, and so reach us, or need not any more."""
+        """Times have changed: a read may have to be recorded, and must reach us, or may not."""
         if file.image is not None:
             self._attach_image(file, file.image)
         elif file.backing is not None and file.staged is not None:
