@@ -161,6 +161,14 @@ class ContentReader:
             self._mark_missing(pieces)
             raise BytesLost("a segment is missing") from error
 
+    def read_at_once(self, content: int, offset: int, size: int) -> bytes | None:
+        """The same; None: not all of it is in the cache, or `read` says what is wrong."""
+        try:
+            pieces = pieces_of(self._index, self.recipe(content), offset, size)
+        except (KeyError, ChunkLost):
+            return None
+        return self._store.get(pieces, cached_only=True)
+
     def _expect_more(self, last: Piece) -> None:
         """Who has waited for a block twice goes through it: through files, or a large one."""
         segment, offset, start, length = last

@@ -235,7 +235,7 @@ class Files:
 
     async def read(self, handle: Handle, offset: int, size: int) -> bytes:
         """Up to *size* bytes from *offset* on; fewer only at the end of the file."""
-        data = self.read_at_once(handle, offset, size)
+        data = self._read_staged(handle, offset, size)
         if data is not None:
             return data
         file, content = handle.file, handle.file.inode.content
@@ -249,7 +249,16 @@ class Files:
             return await self.read(handle, offset, size)
 
     def read_at_once(self, handle: Handle, offset: int, size: int) -> bytes | None:
-        """The same; None: the bytes are in no file."""
+        """The same; None: it has to wait for the bytes."""
+        data = self._read_staged(handle, offset, size)
+        if data is not None:
+            return data
+        content = handle.file.inode.content
+        assert content is not None, "it is sealed"
+        return self._contents.read_at_once(content, offset, size)
+
+    def _read_staged(self, handle: Handle, offset: int, size: int) -> bytes | None:
+        """The same; None: the bytes are in no file of ours."""
         file = handle.file
         if not handle.is_noted:
             handle.is_noted = True

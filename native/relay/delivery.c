@@ -11,13 +11,8 @@
 
 /* --- to the kernel ------------------------------------------------------------------------- */
 
-/* An iovec knows no const; nothing is written to them. */
-static bool give_parts(struct relay *relay, int device, const struct iovec *parts, int count_parts)
+static bool given(struct relay *relay, ssize_t written)
 {
-    ssize_t written;
-    do {
-        written = writev(device, parts, count_parts);
-    } while (written < 0 && errno == EINTR);
     if (written < 0)
         count(relay, COUNTER_write_errors);
     return written >= 0;
@@ -25,8 +20,11 @@ static bool give_parts(struct relay *relay, int device, const struct iovec *part
 
 bool relay_give_kernel(struct relay *relay, int device, const void *bytes, size_t size)
 {
-    const struct iovec whole = {(void *)(uintptr_t)bytes, size};
-    return give_parts(relay, device, &whole, 1);
+    ssize_t written;
+    do {
+        written = write(device, bytes, size);
+    } while (written < 0 && errno == EINTR);
+    return given(relay, written);
 }
 
 bool relay_give_answer(struct relay *relay, int device, uint64_t unique, int error,
@@ -37,8 +35,16 @@ bool relay_give_answer(struct relay *relay, int device, uint64_t unique, int err
         .error = -error,
         .unique = unique,
     };
+    /* An iovec knows no const; nothing is written to it. */
     const struct iovec parts[] = {{&header, sizeof header}, {(void *)(uintptr_t)body, body_bytes}};
-    return give_parts(relay, device, parts, body_bytes > 0 ? 2 : 1);
+    ssize_t written;
+
+    if (body_bytes == 0)
+        return relay_give_kernel(relay, device, &header, sizeof header);
+    do {
+        written = writev(device, parts, 2);
+    } while (written < 0 && errno == EINTR);
+    return given(relay, written);
 }
 
 void relay_fail(struct relay *relay, const struct origin *origin, int error)

@@ -268,7 +268,7 @@ static enum taken wait_attentively(struct relay *relay, int python_fd, int timeo
     int64_t turn_ends_ns = began_ns + TURN_NS;
     enum handled handled = HANDLED_NEVER;
 
-    for (; began_ns < turn_ends_ns; began_ns = monotonic_ns()) {
+    while (began_ns < turn_ends_ns) {
         enum taken next =
             attention->reads_left > 0 ? TAKEN_REQUEST : look_around(relay, python_fd, timeout_ms);
         if (next == TAKEN_NOTHING || atomic_load(&relay->is_unmounted))
@@ -279,7 +279,9 @@ static enum taken wait_attentively(struct relay *relay, int python_fd, int timeo
             continue;
         }
         attention->reads_left--;
-        note_taken(relay, monotonic_ns() - began_ns < SOON_NS);
+        int64_t now_ns = monotonic_ns();
+        note_taken(relay, now_ns - began_ns < SOON_NS);
+        began_ns = now_ns;
         if (next == TAKEN_READABLE || handled == HANDLED_KEPT)
             return next;
     }
