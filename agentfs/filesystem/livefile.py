@@ -141,16 +141,20 @@ class LiveFile:
         """Learn size and times from the staged copy, which the kernel writes."""
         if self.staged is None or self.staged.is_frozen:
             return
-        inode = self.inode
         status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
-        self.taken_bytes = status.st_blocks * SECTOR_BYTES
-        holes = status.st_size - self.taken_bytes
+        self.learn(status.st_size, status.st_blocks, status.st_mtime_ns)
+
+    def learn(self, size: int, sectors: int, mtime_ns: int) -> None:
+        """That is what the staged copy says of itself."""
+        inode = self.inode
+        self.taken_bytes = sectors * SECTOR_BYTES
+        holes = size - self.taken_bytes
         inode.holes = holes if holes > 0 else None
-        if status.st_size == inode.size and status.st_mtime_ns == inode.mtime_ns:
+        if size == inode.size and mtime_ns == inode.mtime_ns:
             return
-        inode.size = status.st_size
-        inode.mtime_ns = status.st_mtime_ns
-        inode.ctime_ns = max(inode.ctime_ns, status.st_mtime_ns)
+        inode.size = size
+        inode.mtime_ns = mtime_ns
+        inode.ctime_ns = max(inode.ctime_ns, mtime_ns)
         self.was_written = True
 
     def touch(self, now_ns: int) -> None:

@@ -255,9 +255,13 @@ class PassthroughFiles(Files):
             return
         file.staged = staged = self._staging.create(file.inode.id)
         os.utime(staged.descriptor(), ns=(file.inode.atime_ns, file.inode.mtime_ns))
-        self._attach_staged(file, staged, writes=True)
+        self._attach_to(file, staged, writes=True)  # its attributes are in the reply
 
     def _attach_staged(self, file: LiveFile, staged: StagedFile, *, writes: bool) -> None:
+        self._attach_to(file, staged, writes=writes)
+        self._put_attributes(file.nodeid, file.inode)
+
+    def _attach_to(self, file: LiveFile, staged: StagedFile, *, writes: bool) -> None:
         """A descriptor is kept, by the relay, only while somebody writes, or may without us."""
         kept = self._kept.get(file)
         writes = writes or kept is not None
@@ -277,7 +281,6 @@ class PassthroughFiles(Files):
             capability_free=not self._index.xattrs.may_have(CAPABILITY),
             opens_writes=kept is not None and kept.is_granted and self._may_be_kept(file),
         )
-        self._put_attributes(file.nodeid, file.inode)
         staged.close()
 
     def _attach_image(self, file: LiveFile, image: Image) -> None:
@@ -404,7 +407,11 @@ class PassthroughFiles(Files):
 
     def _measure(self, file: LiveFile) -> None:
         """Learn what the kernel has written, and count the room it takes."""
-        file.refresh()
+        measured = self._relay.measured(file.nodeid)  # it has a descriptor
+        if measured is not None and file.staged is not None and not file.staged.is_frozen:
+            file.learn(*measured)
+        else:
+            file.refresh()
         if file.staged is not None:
             self._staging.count(file.staged, file.taken_bytes)
 

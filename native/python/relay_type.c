@@ -23,10 +23,12 @@ enum { RESERVED_FDS = 1024 };
 /* A descriptor beyond those reserved, or -1 with errno: ENFILE when there are no more. */
 static int duplicate_backing(int fd)
 {
-    struct rlimit limit = {.rlim_cur = RLIM_INFINITY};
-    getrlimit(RLIMIT_NOFILE, &limit);
-    int reserved = limit.rlim_cur / 2 < RESERVED_FDS ? (int)(limit.rlim_cur / 2) : RESERVED_FDS;
-    int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, reserved);
+    int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, RESERVED_FDS);
+    struct rlimit limit;
+
+    if (duplicate < 0 && errno != EBADF && getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
+        limit.rlim_cur / 2 < RESERVED_FDS)
+        duplicate = fcntl(fd, F_DUPFD_CLOEXEC, (int)(limit.rlim_cur / 2));
     if (duplicate < 0 && errno == EMFILE)
         errno = ENFILE;
     return duplicate;
@@ -363,6 +365,19 @@ static PyObject *relay_writers_method(PyObject *object, PyObject *argument)
         return NULL;
     uint32_t writers = table_writers(relay_table(relay), nodeid, &ever);
     return Py_BuildValue("IK", writers, (unsigned long long)ever);
+}
+
+static PyObject *relay_measured_method(PyObject *object, PyObject *argument)
+{
+    uint64_t nodeid;
+    struct stat stat;
+    struct relay *relay = relay_and_number(object, argument, &nodeid);
+    if (relay == NULL)
+        return NULL;
+    if (!table_measure(relay_table(relay), nodeid, &stat))
+        Py_RETURN_NONE;
+    return Py_BuildValue("LLL", (long long)stat.st_size, (long long)stat.st_blocks,
+                         stat.st_mtim.tv_sec * 1000000000LL + stat.st_mtim.tv_nsec);
 }
 
 static PyObject *relay_set_acl_free_method(PyObject *object, PyObject *argument)
@@ -788,6 +803,11 @@ PyDoc_STRVAR(writers_doc, "writers($self, nodeid, /)\n--\n\n"
                           "(how often it is open for writing by an OPEN that the relay answered,\n"
                           "how often it was opened so since it was attached).");
 
+PyDoc_STRVAR(measured_doc, "measured($self, nodeid, /)\n--\n\n"
+                           "(bytes, sectors of 512 bytes, time of modification in ns) of the "
+                           "backing file;\n"
+                           "None: it is not attached as writable.");
+
 PyDoc_STRVAR(
     attr_changed_doc,
     "attr_changed($self, nodeid, /)\n--\n\n"
@@ -864,6 +884,7 @@ static PyMethodDef relay_methods[] = {
     {"detach", relay_detach_method, METH_O, detach_doc},
     {"opens", relay_opens_method, METH_O, opens_doc},
     {"writers", relay_writers_method, METH_O, writers_doc},
+    {"measured", relay_measured_method, METH_O, measured_doc},
     {"attr_changed", relay_attr_changed_method, METH_O, attr_changed_doc},
     {"set_acl_free", relay_set_acl_free_method, METH_O, set_acl_free_doc},
     {"put_attr", relay_put_attr_method, METH_VARARGS, put_attr_doc},

@@ -305,6 +305,16 @@ uint32_t table_writers(struct table *table, uint64_t nodeid, uint64_t *ever)
     return writers;
 }
 
+bool table_measure(struct table *table, uint64_t nodeid, struct stat *stat)
+{
+    pthread_mutex_lock(&table->lock);
+    const struct attachment *attachment = find(table, nodeid);
+    bool is_measured =
+        attachment && attachment->backing.writable && fstat(attachment->backing.fd, stat) == 0;
+    pthread_mutex_unlock(&table->lock);
+    return is_measured;
+}
+
 void table_attr_changed(struct table *table, uint64_t nodeid)
 {
     pthread_mutex_lock(&table->lock);

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "ledger.h"
 #include "map.h"
@@ -68,6 +69,9 @@ int64_t table_opens(struct table *table, uint64_t nodeid);
 /* How often it is open for writing by the relay; *ever: how often it was opened so since it was
  * attached first. */
 uint32_t table_writers(struct table *table, uint64_t nodeid, uint64_t *ever);
+
+/* What the backing file of an inode says that is attached as writable; false: it is not. */
+bool table_measure(struct table *table, uint64_t nodeid, struct stat *stat);
 void table_attr_changed(struct table *table, uint64_t nodeid);
 
 /* Attributes of any nodeid, as of now: GETATTR is answered from them, valid for that long, until a

@@ -73,6 +73,9 @@ class FakeRelay:
         self.open_files[nodeid] -= 1
         self.writing[nodeid] -= writes
 
+    def measured(self, nodeid: int) -> None:
+        """It has no descriptors."""
+
     def attr_changed(self, nodeid: int) -> None:
         """Nobody asks the fake for attributes."""
 
