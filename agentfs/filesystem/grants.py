@@ -47,7 +47,7 @@ class Grants:
     def begin(self, relay: Relay) -> None:
         """Grant what may be from now on."""
         self._relay = relay
-        self._table.watch(relay.opens, self._changed, self.end)
+        self._table.watch(relay.opens, self._changed, self._detach)
 
     def abandon(self) -> None:
         """The mount is gone."""
@@ -86,6 +86,11 @@ class Grants:
 
     def end(self, file: LiveFile) -> None:
         """Opening a file is to reach us from now on; who has it open goes on reading."""
+        if file.is_attached:
+            self._detach(file)
+            self._table.released(file)
+
+    def _detach(self, file: LiveFile) -> None:
         if self._relay is None or not file.is_attached:
             return
         self._granted.pop(file, None)

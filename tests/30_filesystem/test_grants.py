@@ -126,6 +126,23 @@ async def test_there_is_a_bound_and_who_was_let_in_is_not_put_out(granting: Gran
     assert len(granting.relay.attached) == GRANTED_MAX
 
 
+async def test_what_is_granted_no_more_takes_no_memory(granting: Granting) -> None:
+    shell, table = granting.shell, granting.shell.volume.table
+    paths = [f"/{number}" for number in range(3 * GRANTED_MAX)]
+    for path in paths:
+        await shell.write(path, path.encode())
+    await shell.sync()
+    for path in paths:
+        await shell.read(path)
+    table.record_reads()
+    for path in paths:
+        await shell.read(path)
+    assert sum(table.live(granting.nodeid(path)) is not None for path in paths) == GRANTED_MAX
+    shell.rename(paths[-1], "/renamed")
+    shell.change(paths[-2], mtime_ns=2**62)
+    assert len(list(table.files())) == GRANTED_MAX - 2
+
+
 async def test_a_file_that_the_kernel_forgets_is_let_go(granting: Granting, prompt: str) -> None:
     shell = granting.shell
     nodeid = granting.nodeid(prompt)
