@@ -165,9 +165,9 @@ class ContentReader:
         """The same; None: not all of it is in the cache, or `read` says what is wrong."""
         try:
             pieces = pieces_of(self._index, self.recipe(content), offset, size)
-        except (KeyError, ChunkLost):
+            return self._store.get(pieces, cached_only=True)
+        except (KeyError, ChunkLost, CorruptBlock):
             return None
-        return self._store.get(pieces, cached_only=True)
 
     def _expect_more(self, last: Piece) -> None:
         """Who has waited for a block twice goes through it: through files, or a large one."""

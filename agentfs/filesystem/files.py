@@ -155,7 +155,6 @@ class Files:
         """The relay says that nobody has an inode open any more."""
         file = self._table.live_at(nodeid)
         if file is not None:
-            self.on_use(file)  # it may have been opened without us
             self._note_use(file)
             self.grants.closed(file)
             self._table.released(file)
@@ -493,6 +492,7 @@ class Files:
         file.inode.holes = None
         self._recount(file, staged)
         self._touch(file, staged)
+        self.grants.end(file)  # O_TRUNC comes with an open for reading, too
 
     def share(self, file: LiveFile, inode_id: int) -> StagedFile:
         """Give another inode the staged copy of a file; neither writes it in place any more."""

@@ -103,6 +103,18 @@ class Grants:
         """Nobody has it open any more whom the relay let in."""
         if file not in self._granted:
             self.end(file)
+        else:
+            self._granted[file] = self._granted.pop(file)  # the latest comes last
+
+    def is_read_anew(self, file: LiveFile) -> bool:
+        """Whether it is the first time that who was let in wants bytes that the kernel has no more.
+
+        Who follows may want them brought in time, so opens must reach us again.
+        """
+        if file not in self._granted:
+            return False
+        self.end(file)
+        return True
 
     def was_read(self, file: LiveFile) -> None:
         """Its time of access has changed, without the kernel's asking."""

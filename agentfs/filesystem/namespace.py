@@ -257,6 +257,7 @@ class Namespace:
                 live.name = (parent, name)
         inode.nlink += 1
         inode.ctime_ns = now
+        self._table.changed(inode.id)
         return inode
 
     def unlink(self, parent: int, name: bytes) -> None:
@@ -662,6 +663,7 @@ class Namespace:
                 self._xattrs.set(inode_id, name, value)
             inode.ctime_ns = time.time_ns()
             self._inodes.update_attributes(inode)
+        self._table.changed(inode.id)
 
     def _set_access_list(self, inode: Inode, value: bytes, *, keeps_setgid: bool) -> None:
         """In a transaction, before the inode's row is written."""
@@ -683,3 +685,4 @@ class Namespace:
             if not is_gone:  # of lists acl(5) has it that who has none may be left without
                 raise OSError(errno.ENODATA, "no such attribute")
             self._inodes.update_attributes(inode)
+        self._table.changed(inode.id)

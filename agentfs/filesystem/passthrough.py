@@ -155,11 +155,11 @@ class PassthroughFiles(Files):
         """
         file = self._table.enliven(inode)
         self.on_use(file)
-        if not flags & (os.O_ACCMODE | os.O_NOATIME):
-            self._note_read(file)  # we are not told of the reads
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         try:
             async with file.opening:
+                if not flags & (os.O_ACCMODE | os.O_NOATIME):
+                    self._note_read(file)  # we are not told of the reads
                 if writes:
                     await self._leave_frozen(file)
                 if writes and not file.writers:
@@ -175,7 +175,7 @@ class PassthroughFiles(Files):
                     self._make_writable(file, file.image)
                 elif writes and file.is_passed_through and file.staged is not None:
                     self._attach_staged(file, file.staged, writes=True)
-                elif not writes:
+                elif not writes and (not file.writers or file in self._kept):
                     self._grant_anew(file)  # this read has been recorded
         except BaseException:
             self._table.released(file)  # which it may have been meanwhile

@@ -496,8 +496,11 @@ class Operations(pyfuse3.Operations):
         """:raises OSError: ESTALE, when nothing is open under that nodeid"""
         handle = self._handles.get(number)
         if handle is None and number & RELAY_HANDLE:
-            file = self._table.opened(number ^ RELAY_HANDLE)
-            return Handle(file, is_writer=False, is_privileged=False)
+            handle = Handle(
+                self._table.opened(number ^ RELAY_HANDLE), is_writer=False, is_privileged=False
+            )
+            handle.is_noted = not self._files.grants.is_read_anew(handle.file)
+            return handle
         if handle is None:
             handle = Handle(
                 self._table.opened(number >> _HANDLE_SHIFT),

@@ -18,6 +18,7 @@ import trio
 from agentfs.config import MountConfig
 from agentfs.errors import FuseUnavailable
 from agentfs.filesystem.files import Files
+from agentfs.filesystem.grants import Grants
 from agentfs.fuse import loop
 from agentfs.fuse._relay import Relay
 from agentfs.fuse.announce import Notifier
@@ -135,6 +136,8 @@ class PlainSession(_Relayed):
         """pyfuse3's descriptor of /dev/fuse; -1: it has none."""
         self._device = -1
         """The same, while *number* is the socket."""
+        self._grants: Grants
+        """While there is one."""
 
     def start(self, operations: Operations) -> None:
         options = set(pyfuse3.default_options)
@@ -149,7 +152,8 @@ class PlainSession(_Relayed):
             self._device = os.dup(self._number)
             os.dup2(relay.python_fd, self._number, inheritable=False)
             self._serve(relay, operations, self._device, idle_fd=self._device)
-            operations.volume.files.grants.begin(relay)
+            self._grants = operations.volume.files.grants
+            self._grants.begin(relay)
         except (RuntimeError, OSError) as error:
             raise FuseUnavailable(
                 f"{self._config.mountpoint} could not be mounted: {error}; see the log"
@@ -162,6 +166,7 @@ class PlainSession(_Relayed):
             os.dup2(self._device, self._number, inheritable=False)  # it says whether it is mounted
             os.close(self._device)
             self._notifier.close()
+            self._grants.abandon()
             self._relay.close()
         self._number = -1
         pyfuse3.close(unmount=True)

@@ -855,7 +855,7 @@ PyDoc_STRVAR(answer_doc,
              "answer($self, unique, error, body, /)\n--\n\n"
              "Answer one of take() or take_operations(), as a reply of pyfuse3 would.\n\n"
              ":param error: an errno, with no body; 0: success\n"
-             ":param body: what follows the header; at most 256 bytes");
+             ":param body: what follows the header");
 
 PyDoc_STRVAR(stats_doc, "stats($self, /)\n--\n\n"
                         "Counters since the start; pending, queued_bytes and attached are of now.");

@@ -280,6 +280,8 @@ static enum taken wait_attentively(struct relay *relay, int python_fd, int timeo
             continue;
         }
         attention->reads_left--;
+        if (next == TAKEN_READABLE || handled == HANDLED_BY_PYTHON)
+            attention->reads_left = 0; /* there is something else */
         int64_t now_ns = monotonic_ns();
         note_taken(relay, now_ns - began_ns < SOON_NS);
         began_ns = now_ns;
@@ -324,5 +326,6 @@ void relay_pass_on(struct relay *relay)
 {
     struct fuse_in_header header;
     memcpy(&header, relay->buffer, sizeof header);
+    relay->attention.reads_left = 0;
     relay_forward(relay, &header, relay->buffer, relay->kept_bytes);
 }

@@ -63,7 +63,7 @@ int table_attach(struct table *table, uint64_t nodeid, const struct backing *bac
 
 bool table_detach(struct table *table, uint64_t nodeid);
 
-/* Through its backing file. */
+/* Through its backing file, and those that the relay answered without one. */
 int64_t table_opens(struct table *table, uint64_t nodeid);
 
 /* How often it is open for writing by the relay; *ever: how often it was opened so since it was

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from agentfs.filesystem import images, seal, staging
+from agentfs.filesystem import images, livefile, seal, staging
 from agentfs.filesystem.files import Handle
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.filesystem.seal import Sealer
@@ -336,3 +336,21 @@ async def test_writing_to_disk_waits_for_the_disk_and_nobody_else_does(
         stop.go()
     assert stop.calls >= MIB // behind - 1
     assert await shell.read("/large") == bytes(MIB)
+
+
+async def test_a_file_whose_read_fills_what_is_recorded_at_once_stays_the_one_that_is_opened(
+    relayed: Shell, relay: FakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who writes it next would write into what others read."""
+    monkeypatch.setattr(livefile, "_READS_AT", 1)
+    await relayed.write("/one", bytes(MIB))
+    await relayed.sync()
+    await relayed.clone("/one", "/other")
+    async with (
+        opened(relayed, relay, "/one", os.O_RDONLY),
+        opened(relayed, relay, "/other", os.O_RDONLY) as reader,
+    ):
+        assert reader.file.image is not None
+        with pytest.raises(livefile.StaleNode):
+            await relayed.volume.files.prepare(relayed.inode("/other"), os.O_RDWR)
+        assert relayed.file("/other") is not reader.file

@@ -65,6 +65,9 @@ async def test_a_change_ends_it_until_the_next_read(granting: Granting, prompt: 
         lambda: shell.close(shell.open(prompt, os.O_WRONLY)),
         lambda: shell.change(prompt, mtime_ns=2**62),
         lambda: shell.rename(prompt, prompt + "2") or shell.rename(prompt + "2", prompt),
+        lambda: shell.link(prompt, prompt + "2"),
+        lambda: shell.set_xattr(prompt, b"user.note", b"x"),
+        lambda: shell.remove_xattr(prompt, b"user.note"),
     ]
     for change in changes:
         assert granting.is_granted(prompt)
@@ -72,6 +75,27 @@ async def test_a_change_ends_it_until_the_next_read(granting: Granting, prompt: 
         assert not granting.is_granted(prompt)
         shell.change(prompt, mtime_ns=1, atime_ns=shell.inode(prompt).ctime_ns + 10**9)
         await shell.read(prompt)
+
+
+async def test_a_truncation_by_who_opens_for_reading_ends_it(
+    granting: Granting, prompt: str
+) -> None:
+    shell = granting.shell
+    handle = shell.open(prompt, os.O_RDONLY | os.O_TRUNC)
+    await shell.volume.files.truncate(handle.file, 0, is_privileged=True)
+    assert not granting.is_granted(prompt)
+    shell.close(handle)
+
+
+async def test_who_wants_bytes_that_the_kernel_has_no_more_is_noticed_once(
+    granting: Granting, prompt: str
+) -> None:
+    nodeid = granting.opened(prompt)
+    file = granting.shell.volume.table.opened(nodeid)
+    assert [granting.files.grants.is_read_anew(file) for _ in range(3)] == [True, False, False]
+    assert not granting.is_granted(prompt)
+    granting.closed(nodeid)
+    assert nodeid not in granting.relay.attached
 
 
 async def test_nobody_is_let_in_while_somebody_writes(granting: Granting, prompt: str) -> None:

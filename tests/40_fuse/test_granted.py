@@ -106,6 +106,15 @@ def test_what_is_written_is_seen_by_who_was_let_in_and_by_who_comes(prompt: Path
     os.close(fd)
 
 
+def test_who_truncates_by_opening_for_reading_is_seen(prompt: Path) -> None:
+    assert prompt.stat().st_size == len(TEXT)
+    os.close(os.open(prompt, os.O_RDONLY | os.O_TRUNC))
+    assert prompt.stat().st_size == 0
+    with prompt.open("ab") as writer:
+        writer.write(b"more")
+    assert prompt.read_bytes() == b"more"
+
+
 def test_the_read_that_follows_a_change_is_recorded(mounted: Any, prompt: Path) -> None:
     """Or the one after that: in relay mode it may come before the close of who wrote."""
 
