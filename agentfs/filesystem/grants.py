@@ -7,33 +7,13 @@ at once: the relay counts it, and says when the last one is closed.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.relatime import fresh_until_ns
+from agentfs.filesystem.relay import Relay
 from agentfs.model import VIEW_FIRST
 
 _GRANTED_MAX = 8192
 """Files, of 1 KB each."""
-
-
-class Relay(Protocol):
-    """What answers opens without asking us."""
-
-    def attach(
-        self,
-        nodeid: int,
-        backing_id: int,
-        fd: int,
-        *,
-        writable: bool,
-        fresh_until_ns: int,
-        capability_free: bool,
-        opens_writes: bool,
-    ) -> None: ...
-    def detach(self, nodeid: int) -> bool: ...
-    def opens(self, nodeid: int) -> int: ...
-    def attr_changed(self, nodeid: int) -> None: ...
 
 
 class Grants:
@@ -74,15 +54,7 @@ class Grants:
     @staticmethod
     def _attach(relay: Relay, file: LiveFile, until_ns: int) -> None:
         file.is_attached = True
-        relay.attach(
-            file.nodeid,
-            0,
-            -1,
-            writable=False,
-            fresh_until_ns=until_ns,
-            capability_free=False,
-            opens_writes=False,
-        )
+        relay.attach(file.nodeid, 0, fresh_until_ns=until_ns)
 
     def end(self, file: LiveFile) -> None:
         """Opening a file is to reach us from now on; who has it open goes on reading."""

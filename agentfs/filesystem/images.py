@@ -22,7 +22,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Protocol
 
 import trio
 
@@ -30,6 +29,7 @@ from agentfs.config import Tiers
 from agentfs.filesystem.contents import BytesLost, ContentReader
 from agentfs.filesystem.livefile import LiveFile
 from agentfs.filesystem.placement import Placement
+from agentfs.filesystem.relay import Relay
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.filesystem.turns import Turns
 from agentfs.model import Inode, Kind
@@ -64,39 +64,6 @@ _INCOMPLETE = ".tmp"
 _HUGE_PAGE = 2 << 20
 _MADV_COLLAPSE = 25
 """From linux/mman.h; Linux 6.1."""
-
-
-class Relay(Protocol):
-    """What passes reads and writes of an inode on to a file without asking us."""
-
-    def register(self, fd: int) -> int: ...
-    def unregister(self, backing_id: int) -> None: ...
-    def attach(
-        self,
-        nodeid: int,
-        backing_id: int,
-        fd: int,
-        *,
-        writable: bool,
-        fresh_until_ns: int,
-        capability_free: bool,
-        opens_writes: bool,
-    ) -> None: ...
-    def detach(self, nodeid: int) -> bool: ...
-    def opens(self, nodeid: int) -> int: ...
-    def writers(self, nodeid: int) -> tuple[int, int]: ...
-    def measured(self, nodeid: int, /) -> tuple[int, int, int] | None: ...
-    def attr_changed(self, nodeid: int) -> None: ...
-    def put_attr(self, nodeid: int, inode: Inode, valid_s: int, /) -> None: ...
-    def set_ino(self, nodeid: int, ino: int) -> None: ...
-    def forget_ino(self, nodeid: int) -> None: ...
-    def set_acl_free(self, is_free: bool) -> None: ...
-    @property
-    def has_taken_over(self) -> bool: ...
-    @property
-    def highest_nodeid(self) -> int: ...
-    def rows(self) -> list[tuple[int, int, int, int, int, int, int]]: ...
-    def backings(self) -> list[tuple[int, int, int]]: ...
 
 
 class Image:

@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from agentfs.filesystem.mutex import Mutex
 from agentfs.filesystem.staging import StagedFile, Staging
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from agentfs.filesystem.images import Image
 
 log = logging.getLogger(__name__)
+
+_Row = TypeVar("_Row")
 
 _DIRECTORIES_KEPT = 4096
 
@@ -137,15 +139,17 @@ class LiveFile:
         """It, or what it was renamed over, is known to the store in an earlier state."""
         return self.inode.content is not None or self.sealed_version > 0
 
-    def refresh(self) -> None:
-        """Learn size and times from the staged copy, which the kernel writes."""
+    def refresh(self, measured: tuple[int, int, int] | None = None) -> None:
+        """Learn size and times from the staged copy, which the kernel writes.
+
+        :param measured: its bytes, sectors and mtime in ns, if they are known already
+        """
         if self.staged is None or self.staged.is_frozen:
             return
-        status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
-        self.learn(status.st_size, status.st_blocks, status.st_mtime_ns)
-
-    def learn(self, size: int, sectors: int, mtime_ns: int) -> None:
-        """That is what the staged copy says of itself."""
+        if measured is None:
+            status = os.stat(self.staged.path if self.staged.fd is None else self.staged.fd)
+            measured = status.st_size, status.st_blocks, status.st_mtime_ns
+        size, sectors, mtime_ns = measured
         inode = self.inode
         self.taken_bytes = sectors * SECTOR_BYTES
         holes = size - self.taken_bytes
@@ -261,14 +265,9 @@ class InodeTable:
         if nodeid in self._left:
             return self._left[nodeid].inode
         inode_id = self._moved.get(nodeid, nodeid)
-        live = self._live.get(inode_id)
-        if live is not None:
-            if live.is_passed_through:
-                live.refresh()
-            return live.inode
-        directory = self._directories.get(inode_id)
-        if directory is not None:
-            return directory
+        known = self.current(inode_id, None)
+        if known is not None:
+            return known
         inode = self._row_of(inode_id) or self._ghosts.get(inode_id)
         if inode is None:
             raise OSError(errno.ESTALE, "inode is gone", inode_id)
@@ -291,14 +290,14 @@ class InodeTable:
             del self._directories[next(iter(self._directories))]
         self._directories[directory.id] = directory
 
-    def current(self, inode: Inode) -> Inode:
-        """The live copy of an inode just read from its row, or the row."""
-        live = self._live.get(inode.id)
-        if live is not None:
-            if live.is_passed_through:
-                live.refresh()
-            return live.inode
-        return self._directories.get(inode.id, inode)
+    def current(self, inode_id: int, row: _Row) -> Inode | _Row:
+        """The live copy of an inode; else *row*, which has just been read, in whatever form."""
+        live = self._live.get(inode_id)
+        if live is None:
+            return self._directories.get(inode_id, row)
+        if live.is_passed_through:
+            live.refresh()
+        return live.inode
 
     def _reread(self) -> None:
         """A change was not recorded: let no inode in memory say that it was."""
@@ -313,15 +312,6 @@ class InodeTable:
                 live.inode.nlink = row.nlink
                 live.inode.content = row.content
                 live.inode.parent = row.parent
-
-    def current_of(self, row: tuple[Any, ...]) -> Inode | tuple[Any, ...]:
-        """The live copy of an inode by its columns; these, if there is none."""
-        live = self._live.get(row[0])
-        if live is None:
-            return self._directories.get(row[0], row)
-        if live.is_passed_through:
-            live.refresh()
-        return live.inode
 
     def is_open(self, inode_id: int) -> bool:
         live = self._live.get(inode_id)

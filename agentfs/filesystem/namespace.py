@@ -118,7 +118,7 @@ class Namespace:
             if len(name) > NAME_BYTES_MAX:
                 raise OSError(errno.ENAMETOOLONG, "name too long")
             return None
-        return self._table.current(inode)
+        return self._table.current(inode.id, inode)
 
     def name_in(self, directory: int, inode: int) -> bytes | None:
         """A name that a directory has for an inode; reads its names up to there."""
@@ -578,7 +578,7 @@ class Namespace:
 
     def current_of(self, row: Row) -> Inode | Row:
         """The same, or the row if that is all there is: a listing needs no more."""
-        return self._table.current_of(row)
+        return self._table.current(row[0], row)
 
     @property
     def changes(self) -> int:

@@ -33,12 +33,13 @@ import trio
 
 from agentfs.filesystem.contents import AT_ONCE_BYTES, ContentReader
 from agentfs.filesystem.files import Files, Handle
-from agentfs.filesystem.images import Image, Images, Relay
+from agentfs.filesystem.images import Image, Images
 from agentfs.filesystem.livefile import InodeTable, LiveFile, StaleNode
 from agentfs.filesystem.namespace import Namespace, without_setid
 from agentfs.filesystem.placement import Placement
 from agentfs.filesystem.ranges import copy_range
 from agentfs.filesystem.relatime import fresh_until_ns
+from agentfs.filesystem.relay import Relay
 from agentfs.filesystem.staging import StagedFile, Staging
 from agentfs.index import Index
 from agentfs.index.xattrs import CAPABILITY, LISTS
@@ -288,11 +289,8 @@ class PassthroughFiles(Files):
         self._relay.attach(
             file.nodeid,
             image.backing,
-            -1,
-            writable=False,
             fresh_until_ns=fresh_until_ns(file.inode),
             capability_free=not self._index.xattrs.may_have(CAPABILITY),
-            opens_writes=False,
         )
         self._put_attributes(file.nodeid, file.inode)
 
@@ -324,15 +322,7 @@ class PassthroughFiles(Files):
 
     def _attach_left(self, file: LiveFile, backing: int) -> None:
         """Grant no open of it unasked: names lead elsewhere, or are about to."""
-        self._relay.attach(
-            file.nodeid,
-            backing,
-            -1,
-            writable=False,
-            fresh_until_ns=0,
-            capability_free=False,
-            opens_writes=False,
-        )
+        self._relay.attach(file.nodeid, backing)
 
     async def _fill(self, fd: int, content: int, size: int) -> None:
         image = self.images.find(content)
@@ -407,11 +397,7 @@ class PassthroughFiles(Files):
 
     def _measure(self, file: LiveFile) -> None:
         """Learn what the kernel has written, and count the room it takes."""
-        measured = self._relay.measured(file.nodeid)  # it has a descriptor
-        if measured is not None and file.staged is not None and not file.staged.is_frozen:
-            file.learn(*measured)
-        else:
-            file.refresh()
+        file.refresh(self._relay.measured(file.nodeid))  # it has a descriptor
         if file.staged is not None:
             self._staging.count(file.staged, file.taken_bytes)
 

@@ -30,7 +30,6 @@ from agentfs.filesystem.dictionaries import Dictionaries
 from agentfs.filesystem.durability import Durability
 from agentfs.filesystem.files import Files
 from agentfs.filesystem.gate import Gate
-from agentfs.filesystem.images import Relay
 from agentfs.filesystem.livefile import InodeTable, LiveFile
 from agentfs.filesystem.memory import Heap, Memory
 from agentfs.filesystem.namespace import Namespace
@@ -40,6 +39,7 @@ from agentfs.filesystem.prefetch import Prefetcher
 from agentfs.filesystem.pressure import Pressure
 from agentfs.filesystem.ranges import holes_in
 from agentfs.filesystem.reclaim import Collector
+from agentfs.filesystem.relay import Relay
 from agentfs.filesystem.report import Totals
 from agentfs.filesystem.rewrite import Packing, Rewriter
 from agentfs.filesystem.samples import Samples

@@ -71,12 +71,12 @@ class Relay:
         self,
         nodeid: int,
         backing_id: int,
-        fd: int,
+        fd: int = -1,
         *,
-        writable: bool,
-        fresh_until_ns: int,
-        capability_free: bool,
-        opens_writes: bool,
+        writable: bool = False,
+        fresh_until_ns: int = 0,
+        capability_free: bool = False,
+        opens_writes: bool = False,
     ) -> None: ...
     def detach(self, nodeid: int, /) -> bool: ...
     def opens(self, nodeid: int, /) -> int: ...

@@ -79,11 +79,9 @@ class _Relayed:
     def counts(self) -> dict[str, int]:
         return self._relay.stats()
 
-    def _serve(
-        self, relay: Relay, operations: Operations, device: int, idle_fd: int | None
-    ) -> None:
-        """Let requests flow through *relay*."""
-        self._relay = relay
+    def _serve(self, operations: Operations, device: int, idle_fd: int | None) -> None:
+        """Let requests flow through the relay."""
+        relay = self._relay
         self._notifier = Notifier(device)
         self._operations = RelayOperations(relay, operations)
         brief = BriefRequests(relay, operations)
@@ -148,12 +146,12 @@ class PlainSession(_Relayed):
         try:
             pyfuse3.init(operations, str(self._config.mountpoint), options)
             (self._number,) = _devices() - before
-            relay = Relay(self._config.mountpoint, [os.dup(self._number)], passthrough=False)
+            self._relay = Relay(self._config.mountpoint, [os.dup(self._number)], passthrough=False)
             self._device = os.dup(self._number)
-            os.dup2(relay.python_fd, self._number, inheritable=False)
-            self._serve(relay, operations, self._device, idle_fd=self._device)
+            os.dup2(self._relay.python_fd, self._number, inheritable=False)
+            self._serve(operations, self._device, idle_fd=self._device)
             self._grants = operations.volume.files.grants
-            self._grants.begin(relay)
+            self._grants.begin(self._relay)
         except (RuntimeError, OSError) as error:
             raise FuseUnavailable(
                 f"{self._config.mountpoint} could not be mounted: {error}; see the log"
@@ -179,14 +177,18 @@ class RelaySession(_Relayed):
 
     def __init__(self, config: MountConfig, connection: Connection, reason: str) -> None:
         self.reason = reason
-        self.relay = Relay(config.mountpoint, connection.devices, ledger=connection.ledger)
+        self._relay = Relay(config.mountpoint, connection.devices, ledger=connection.ledger)
         self._device = connection.devices[0]
         self._is_started = False
         self._is_closed = False
 
+    @property
+    def relay(self) -> Relay:
+        return self._relay
+
     def start(self, operations: Operations) -> None:
-        self._serve(self.relay, operations, self._device, idle_fd=None)
-        pyfuse3.init(operations, f"/dev/fd/{self.relay.python_fd}", set())
+        self._serve(operations, self._device, idle_fd=None)
+        pyfuse3.init(operations, f"/dev/fd/{self._relay.python_fd}", set())
         self._is_started = True
 
     def close(self) -> None:
@@ -196,9 +198,9 @@ class RelaySession(_Relayed):
             self._notifier.close()
         if not self._is_closed:
             self._is_closed = True
-            if not self.relay.unmounted:
-                self.relay.unmount(lazy=True)
-            self.relay.close()
+            if not self._relay.unmounted:
+                self._relay.unmount(lazy=True)
+            self._relay.close()
 
 
 def _devices() -> set[int]:

@@ -262,17 +262,17 @@ static PyObject *relay_attach_method(PyObject *object, PyObject *args, PyObject 
                             "fresh_until_ns", "capability_free", "opens_writes", NULL};
     struct relay *relay = relay_of(object);
     unsigned long long nodeid;
-    long long fresh_until_ns;
+    long long fresh_until_ns = 0;
     struct backing backing;
-    int writable;
-    int capability_free;
-    int opens_writes;
-    int fd;
+    int writable = false;
+    int capability_free = false;
+    int opens_writes = false;
+    int fd = -1;
 
     if (relay == NULL)
         return NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Kii$pLpp:attach", names, &nodeid, &backing.id,
-                                     &fd, &writable, &fresh_until_ns, &capability_free,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Ki|i$pLpp:attach", names, &nodeid,
+                                     &backing.id, &fd, &writable, &fresh_until_ns, &capability_free,
                                      &opens_writes))
         return NULL;
     if (backing.id < 0 || nodeid == 0 || (backing.id == 0 && (writable || opens_writes)))
@@ -775,8 +775,8 @@ PyDoc_STRVAR(unregister_doc, "unregister($self, backing_id, /)\n--\n\n"
 
 PyDoc_STRVAR(
     attach_doc,
-    "attach($self, nodeid, backing_id, fd, *, writable, fresh_until_ns, capability_free, "
-    "opens_writes)\n--\n\n"
+    "attach($self, nodeid, backing_id, fd=-1, *, writable=False, fresh_until_ns=0, "
+    "capability_free=False, opens_writes=False)\n--\n\n"
     "From now on OPEN and CREATE replies for *nodeid* become passthrough to that backing file.\n\n"
     "Attaching again with the same backing id replaces the rest; with another one it raises "
     "OSError\n"

@@ -49,8 +49,7 @@ void table_free(struct table *table);
 /* --- for Python ---------------------------------------------------------------------------- */
 
 struct backing {
-    int32_t
-        id; /* 0: none; the kernel reads its page cache, and asks Python for what is not there */
+    int32_t id; /* 0: no file; the kernel has pages, and asks Python for what it has not */
     int fd; /* taken over, also on failure; -1 unless writable: there are more files than that */
     bool writable;
     bool capability_free;

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class FakeRelay:
-    """As `agentfs.filesystem.images.Relay`; tests open files by counting in `open_files`."""
+    """As `agentfs.filesystem.relay.Relay`; tests open files by counting in `open_files`."""
 
     has_taken_over = False
     highest_nodeid = 1
@@ -41,11 +41,11 @@ class FakeRelay:
         assert backing_id not in self.attached.values(), "somebody would get EIO"
         del self.registered[backing_id]
 
-    def attach(self, nodeid: int, backing_id: int, fd: int, **options: Any) -> None:
+    def attach(self, nodeid: int, backing_id: int, fd: int = -1, **options: Any) -> None:
         assert backing_id == 0 or backing_id in self.registered, "somebody would get EIO"
         assert not self.open_files[nodeid] or self.attached[nodeid] == backing_id
         self.attached[nodeid] = backing_id
-        self.fresh_until_ns[nodeid] = int(options["fresh_until_ns"])
+        self.fresh_until_ns[nodeid] = int(options.get("fresh_until_ns", 0))
         self.opens_writes[nodeid] = bool(options.get("opens_writes"))
 
     def detach(self, nodeid: int) -> bool:
