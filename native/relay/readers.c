@@ -86,34 +86,6 @@ static enum reading read_request(struct relay *relay, int device, uint8_t *bytes
     return READING_OVER;
 }
 
-/* Beside Python's thread, which reads: stands by while that keeps watch, or waits for a change.
- * With attention->lock held, but for what it waits for. */
-static void accompany(struct relay *relay, const struct thread *thread, const atomic_bool *is_over)
-{
-    struct attention *attention = &relay->attention;
-
-    if (!watch_is_kept_by(&relay->watch, attention)) {
-        pthread_cond_wait(&attention->changed, &attention->lock);
-        return;
-    }
-    pthread_mutex_unlock(&attention->lock);
-    watch_stand_by(&relay->watch, thread, is_over);
-    pthread_mutex_lock(&attention->lock);
-}
-
-void *relay_companion(void *argument)
-{
-    struct thread *thread = argument;
-    struct relay *relay = thread->relay;
-
-    pthread_mutex_lock(&relay->attention.lock);
-    while (!atomic_load(&relay->is_stopping))
-        accompany(relay, thread, &relay->is_stopping);
-    pthread_mutex_unlock(&relay->attention.lock);
-    atomic_store(&thread->has_ended, true);
-    return NULL;
-}
-
 /* What a reader does while Python reads. False: it did nothing of the kind. */
 static bool rest(struct relay *relay, const struct thread *thread, uint8_t *bytes)
 {
@@ -128,7 +100,7 @@ static bool rest(struct relay *relay, const struct thread *thread, uint8_t *byte
         watch_end(&relay->watch, thread);
     while (attention->is_given && !atomic_load(&relay->are_readers_stopping)) {
         if (!looks_after) {
-            accompany(relay, thread, &relay->are_readers_stopping);
+            pthread_cond_wait(&attention->changed, &attention->lock);
             continue;
         }
         clock_gettime(CLOCK_MONOTONIC, &until);
@@ -154,12 +126,15 @@ static bool rest(struct relay *relay, const struct thread *thread, uint8_t *byte
 
 /* --- while requests that need no Python follow each other ------------------------------------ */
 
+/* The kernel would wake one of the others for each request, in vain. */
 static void keep_watch(struct relay *relay, const struct thread *thread)
 {
-    pthread_mutex_lock(&relay->watch.lock);
-    if (watch_begin(&relay->watch, thread))
-        relay_kick(&relay->threads[thread == relay->threads]);
-    pthread_mutex_unlock(&relay->watch.lock);
+    if (!watch_begin(&relay->watch, thread))
+        return;
+    for (int i = 0; i < relay->readers; i++) {
+        if (thread != &relay->threads[i])
+            relay_kick(&relay->threads[i]);
+    }
 }
 
 /* After so many in a row that came soon and were answered here. True: there is another. */
@@ -200,6 +175,7 @@ void *relay_reader(void *argument)
         if (in_a_row == 0)
             watch_end(&relay->watch, thread);
     }
+    watch_end(&relay->watch, thread);
     free(bytes);
     atomic_store(&thread->has_ended, true);
     return NULL;
@@ -228,22 +204,17 @@ void relay_end_attention(struct relay *relay)
     attention->in_a_row = attention->soon_in_a_row = 0;
 }
 
-/* After so many that came soon, the program's processor is kept awake, too. */
 static void note_taken(struct relay *relay, bool is_soon)
 {
     struct attention *attention = &relay->attention;
 
     attention->soon_in_a_row = is_soon ? attention->soon_in_a_row + 1 : 0;
-    if (attention->soon_in_a_row == 0) {
+    if (attention->soon_in_a_row == 0)
         watch_end(&relay->watch, attention);
-    } else if (attention->soon_in_a_row % WATCH_AFTER != 0) {
+    else if (watch_is_kept_by(&relay->watch, attention))
         watch_seen(&relay->watch);
-    } else if (!watch_is_kept_by(&relay->watch, attention) &&
-               watch_begin(&relay->watch, attention)) {
-        pthread_mutex_lock(&attention->lock);
-        pthread_cond_broadcast(&attention->changed);
-        pthread_mutex_unlock(&attention->lock);
-    }
+    else if (attention->soon_in_a_row % WATCH_AFTER == 0)
+        watch_begin(&relay->watch, attention);
 }
 
 /* Waits like poll() for what there is to read. TAKEN_REQUEST: the device, before anything else. */

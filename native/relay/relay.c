@@ -251,10 +251,8 @@ int relay_start(struct relay *relay)
         error = start_thread(relay, relay_notifier, -1);
     if (error == 0)
         error = start_thread(relay, relay_forwarder, -1);
-    if (error == 0 && relay->readers == 0)
-        error = start_thread(relay, relay_companion, -1);
-    bool may_stand_by = relay->readers == 0 || relay->readers == 2;
-    atomic_store(&relay->watch.is_on, error == 0 && may_stand_by && watch_is_possible());
+    if (error == 0)
+        watch_start(&relay->watch, watch_open_latency()); /* they may call each other from now on */
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
 }
@@ -264,25 +262,28 @@ void relay_kick(const struct thread *thread)
     pthread_kill(thread->id, kick_signal());
 }
 
-static void join(struct thread *thread)
+static void end_thread(const struct thread *thread)
 {
     const struct timespec pause = {.tv_nsec = KICK_NS};
-    if (!thread->is_started)
-        return;
-    thread->is_started = false;
-    while (!atomic_load(&thread->has_ended)) {
+    while (thread->is_started && !atomic_load(&thread->has_ended)) {
         relay_kick(thread);
         nanosleep(&pause, NULL);
     }
-    pthread_join(thread->id, NULL);
+}
+
+static void join(struct thread *thread)
+{
+    end_thread(thread);
+    if (thread->is_started)
+        pthread_join(thread->id, NULL);
+    thread->is_started = false;
 }
 
 static void join_readers(struct relay *relay)
 {
-    pthread_mutex_lock(&relay->watch.lock);
-    atomic_store(&relay->watch.is_on, false); /* none calls the other from now on */
-    pthread_mutex_unlock(&relay->watch.lock);
-    for (int i = 0; i < relay->readers && i < relay->thread_count; i++)
+    for (int i = 0; i < relay->readers; i++)
+        end_thread(&relay->threads[i]); /* all of them first: they kick each other */
+    for (int i = 0; i < relay->readers; i++)
         join(&relay->threads[i]);
 }
 

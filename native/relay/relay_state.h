@@ -14,7 +14,7 @@
 #include "relay.h"
 #include "watch.h"
 
-enum { THREADS_MAX = RELAY_THREADS_MAX + 2 }; /* with a companion, and no readers, fewer */
+enum { THREADS_MAX = RELAY_THREADS_MAX + 2 };
 
 struct thread {
     struct relay *relay;
@@ -29,7 +29,7 @@ struct thread {
  * Python is busy with one for long. */
 struct attention {
     pthread_mutex_t lock;
-    pthread_cond_t changed;     /* it has ended, or the thread that has it keeps watch */
+    pthread_cond_t changed;     /* it has ended */
     bool is_given;              /* guarded by lock; written by the thread in relay_take() only */
     _Atomic int64_t busy_since; /* monotonic ns; 0: in relay_take() */
     unsigned in_a_row;          /* of the thread in relay_take(); as well: */
@@ -128,8 +128,6 @@ size_t relay_copy_init(struct relay *relay, const struct ledger_init *saved, uin
                        size_t room);
 void *relay_reader(void *thread);
 
-/* Where there are no readers: the one that stands by while Python's thread keeps watch. */
-void *relay_companion(void *thread);
 void relay_end_attention(struct relay *relay);
 
 /* From Python: replies.c */

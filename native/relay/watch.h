@@ -1,9 +1,8 @@
 /*
  * While requests that need no Python follow each other, one reader takes them all; Python's thread
- * does with those that it answers. Another that
- * sleeps in read() would be woken for each, in vain, and a processor that falls asleep between two
- * of them takes longer to wake than the request to answer. So the other one stands by: it keeps a
- * processor awake that nobody wants, and looks after the one that keeps watch.
+ * does with those that it answers. A processor that falls asleep between two of them takes longer
+ * to wake than the request to answer, in a virtual machine by way of its host. So the kernel is
+ * asked, by its power management's quality of service, to let none sleep meanwhile.
  */
 #ifndef AGENTFS_RELAY_WATCH_H
 #define AGENTFS_RELAY_WATCH_H
@@ -14,27 +13,26 @@
 #include <stdint.h>
 
 struct watch {
-    pthread_mutex_t lock; /* held while the other reader is called, so that it is still there */
-    atomic_bool is_on;    /* there is one who can stand by, and may change its policy */
-    _Atomic(const void *) keeper; /* NULL: nobody */
+    pthread_mutex_t lock;
+    int latency_fd;               /* owned, guarded by lock; -1: nobody keeps watch */
+    _Atomic(const void *) keeper; /* NULL: nobody; changed with lock held */
     _Atomic int64_t seen_ns;      /* the keeper's last sign of life */
-    atomic_int processor;         /* the keeper's, when it began */
 };
 
+/* Where the kernel is asked, for watch_start(); -1: not by us. */
+int watch_open_latency(void);
+
 void watch_init(struct watch *watch);
+void watch_start(struct watch *watch, int latency_fd);
 void watch_free(struct watch *watch);
 
-/* Threads may give up their right to a processor and take it back: not without CAP_SYS_NICE. */
-bool watch_is_possible(void);
-
-/* True: who keeps it now, and has not before, is to call the other one. Never with one processor.
- */
+/* True: who keeps it now, and has not before. */
 bool watch_begin(struct watch *watch, const void *who);
 bool watch_is_kept_by(struct watch *watch, const void *who);
 void watch_seen(struct watch *watch);
 void watch_end(struct watch *watch, const void *who);
 
-/* Returns when nobody else keeps watch, or *is_over. */
+/* Returns when nobody else keeps watch, or *is_over; looks after who does. */
 void watch_stand_by(struct watch *watch, const void *who, const atomic_bool *is_over);
 
 #endif
