@@ -95,9 +95,12 @@ static bool rest(struct relay *relay, const struct thread *thread, uint8_t *byte
     enum handled handled;
 
     pthread_mutex_lock(&attention->lock);
-    bool rested = attention->is_given;
-    if (rested)
-        watch_end(&relay->watch, thread);
+    bool rests = attention->is_given;
+    pthread_mutex_unlock(&attention->lock);
+    if (!rests)
+        return false;
+    watch_end(&relay->watch, thread);
+    pthread_mutex_lock(&attention->lock);
     while (attention->is_given && !atomic_load(&relay->are_readers_stopping)) {
         if (!looks_after) {
             pthread_cond_wait(&attention->changed, &attention->lock);
@@ -121,7 +124,7 @@ static bool rest(struct relay *relay, const struct thread *thread, uint8_t *byte
         pthread_mutex_lock(&attention->lock);
     }
     pthread_mutex_unlock(&attention->lock);
-    return rested;
+    return true;
 }
 
 /* --- while requests that need no Python follow each other ------------------------------------ */
@@ -196,9 +199,9 @@ static void give_attention(struct relay *relay)
 void relay_end_attention(struct relay *relay)
 {
     struct attention *attention = &relay->attention;
+    watch_end(&relay->watch, attention);
     pthread_mutex_lock(&attention->lock);
     attention->is_given = false;
-    watch_end(&relay->watch, attention);
     pthread_cond_broadcast(&attention->changed);
     pthread_mutex_unlock(&attention->lock);
     attention->in_a_row = attention->soon_in_a_row = 0;

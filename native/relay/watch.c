@@ -52,8 +52,8 @@ bool watch_begin(struct watch *watch, const void *who)
     bool begins;
 
     pthread_mutex_lock(&watch->lock);
-    begins =
-        watch->latency_fd >= 0 && watch_is_kept_by(watch, NULL) && ask_for(watch, LATENCY_NONE_US);
+    begins = watch->latency_fd >= 0 && atomic_load(&watch->keeper) == NULL &&
+             ask_for(watch, LATENCY_NONE_US);
     if (begins) {
         watch_seen(watch);
         atomic_store(&watch->keeper, who);
