@@ -20,6 +20,9 @@ from agentfs.machine.mountinfo import Mount, parse_mountinfo
 
 FUSE_DEVICE = "/dev/fuse"
 
+LATENCY_DEVICE = "/dev/cpu_dma_latency"
+"""Who may write to it can keep processors awake: native/relay/watch.c."""
+
 CAP_SYS_ADMIN = 21
 """Bit, from linux/capability.h."""
 
