@@ -51,7 +51,7 @@ from bench.common import (
     progress,
 )
 from bench.corpus import unpack
-from bench.proc import field_bytes, machine_bytes, processes
+from bench.proc import available_bytes, field_bytes, processes
 from bench.sharing import workers
 from bench.targets import Agentfs, Target, available, work_directory
 from bench.woven import Weaver
@@ -302,26 +302,24 @@ def write_up_to(fleet: Fleet, count: int, chosen: argparse.Namespace) -> None:
     err.print(f"{name}: {count} agents are there, after {watch.seconds:.0f} s more")
 
 
-def measure_step(
-    fleet: Fleet, count: int, chosen: argparse.Namespace, available_bytes: int
-) -> Results:
+def measure_step(fleet: Fleet, count: int, chosen: argparse.Namespace, at_first: int) -> Results:
     """So many agents: written, alive with all mapped, counted."""
     write_up_to(fleet, count, chosen)
-    before = machine_bytes("MemAvailable")
+    before = available_bytes()
     with workers(count, lambda number: None) as pids:
-        idle_bytes = before - machine_bytes("MemAvailable")
+        idle_bytes = before - available_bytes()
         idle_tables = sum(map(table_bytes, pids))
     agents = fleet.agents
     with Stopwatch() as mapping, workers(count, lambda n: map_all(agents[n])) as pids:
         mapping.__exit__()
-        now_bytes = machine_bytes("MemAvailable")
+        now_bytes = available_bytes()
         found = memory_of(fleet.target, agents, pids)
     found["tables_bytes"] = max(found["tables_bytes"] - idle_tables, 0)
     stored = fleet.stored_bytes()
     simulated = count - fleet.cold
     return found | {
         "ram_bytes": sum(found[f"{part}_bytes"] for part in PARTS),
-        "available_down_bytes": available_bytes - now_bytes - idle_bytes,
+        "available_down_bytes": at_first - now_bytes - idle_bytes,
         "logical_bytes": count * (MAPPED_MB + sum(COLD_MB)) * chosen.megabyte,
         "different_bytes": (MAPPED_MB + (count - 1) * CURRENT_MB) * chosen.megabyte,
         "plain_ram_bytes": count * MAPPED_MB * chosen.megabyte,
@@ -335,23 +333,23 @@ def measure_step(
 
 def in_memory(counts: list[int], megabyte: int) -> Iterator[int]:
     """Those numbers of agents for which there is memory; says of the others that there is not."""
-    available_bytes = machine_bytes("MemAvailable")
+    there_is = available_bytes()
     for count in counts:
         own = count * ((OPENING_MB + CURRENT_MB) * megabyte + PROCESS_BYTES)
-        if own < MEMORY_SHARE * available_bytes:
+        if own < MEMORY_SHARE * there_is:
             yield count
         else:
             err.print(f"skipped {count} agents: {own / 1e9:.1f} GB are not to be had")
 
 
 def measure_target(
-    target: Target, weaver: Weaver, chosen: argparse.Namespace, available_bytes: int
+    target: Target, weaver: Weaver, chosen: argparse.Namespace, at_first: int
 ) -> list[Results]:
     """All numbers of agents, the smallest first."""
     fleet, found = Fleet(target, weaver, chosen), []
     for count in in_memory(chosen.agents, chosen.megabyte):
         if isinstance(target, Agentfs) or count <= chosen.plain_agents:
-            one = measure_step(fleet, count, chosen, available_bytes)
+            one = measure_step(fleet, count, chosen, at_first)
             found.append({"target": target.name, "agents": count} | one)
     for before, one in itertools.pairwise(found):
         more = one["agents"] - before["agents"]
@@ -365,9 +363,9 @@ def measure(chosen: argparse.Namespace) -> Results:
     with work_directory(chosen) as work:
         weaver = Weaver(unpack(chosen.corpus, work))
         for kind in available(chosen.targets, chosen).values():
-            available_bytes = machine_bytes("MemAvailable")
+            at_first = available_bytes()
             with kind(work, chosen) as target, target.watched():
-                steps += measure_target(target, weaver, chosen, available_bytes)
+                steps += measure_target(target, weaver, chosen, at_first)
     return {"megabyte": chosen.megabyte, "steps": steps}
 
 

@@ -1,9 +1,10 @@
 """What a thousand mappings of one prompt cost in memory.
 
-Equal files in as many directories are written, sealed, then opened and mapped by many
-processes that touch every page. Against the same processes without a mapping: proportional
-set size of the mappings (PSS), MemAvailable, page tables. Plain mode keeps a copy of the
-pages for every file, so measure few files there.
+Equal files in as many directories are written and sealed, the target is mounted anew, then they
+are opened and mapped by many processes that touch every page. Against the same processes before
+that, which map as many files of one page on the disk: proportional set size of the mappings (PSS),
+MemAvailable, page tables. Plain mode keeps a copy of the pages for every file, so measure few files
+there.
 
     python -m bench.sharing --json sharing.json
     python -m bench.sharing --targets agentfs,agentfs-plain --files 20 --processes 10
@@ -15,13 +16,14 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench.common import Results, Stopwatch, add_targets, benchmark, figures_table, parser, progress
-from bench.proc import machine_bytes
+from bench.proc import available_bytes, machine_bytes
 from bench.targets import Agentfs, Target, one_by_one
 
 MIB = 1 << 20
@@ -89,28 +91,38 @@ def workers(count: int, work: Callable[[int], object]) -> Iterator[list[int]]:
             os.waitpid(pid, 0)
 
 
-def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
-    """Write the files, map them all, and say what it cost."""
-    content = random.Random(1).randbytes(chosen.bytes // 64) * 64
-    paths = [target.root / str(number) / "prompt" for number in range(chosen.files)]
-    with progress() as bar, Stopwatch() as writing:
-        task = bar.add_task(f"writing, {target.name}", total=len(paths))
+def write(root: Path, content: bytes, chosen: argparse.Namespace, name: str) -> list[list[Path]]:
+    """Equal files in as many directories; which process maps which."""
+    paths = [root / str(number) / "prompt" for number in range(chosen.files)]
+    with progress() as bar:
+        task = bar.add_task(f"writing, {name}", total=len(paths))
         for path in paths:
             path.parent.mkdir()
             path.write_bytes(content)
             bar.advance(task)
+    return [paths[number :: chosen.processes] for number in range(chosen.processes)]
+
+
+def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
+    """Write the files, map them all, and say what it cost."""
+    count = chosen.processes
+    content = random.Random(1).randbytes(chosen.bytes // 64) * 64
+    with Stopwatch() as writing:
+        share = write(target.root, content, chosen, target.name)
         target.sync()
-    time.sleep(3)
-    with workers(chosen.processes, lambda number: None):
-        available, tables = machine_bytes("MemAvailable"), machine_bytes("PageTables")
-    share = [paths[number :: chosen.processes] for number in range(chosen.processes)]
-    with Stopwatch() as mapping, workers(chosen.processes, lambda n: map_all(share[n])) as pids:
+    target.unmount()
+    target.mount()
+    with tempfile.TemporaryDirectory(dir=chosen.work) as disk:
+        pages = write(Path(disk), bytes(PAGE), chosen, "pages")
+        with workers(count, lambda number: map_all(pages[number])):
+            available, tables = available_bytes(), machine_bytes("PageTables")
+    with Stopwatch() as mapping, workers(count, lambda number: map_all(share[number])) as pids:
         mapping.__exit__()
         results: Results = {
             "written_s": writing.seconds,
             "mapped_s": mapping.seconds,
             "pss_mib": sum(mapped_pss_kib(pid, target.root) for pid in pids) / 1024,
-            "available_down_mib": (available - machine_bytes("MemAvailable")) / 2**20,
+            "available_down_mib": (available - available_bytes()) / 2**20,
             "page_tables_up_mib": (machine_bytes("PageTables") - tables) / 2**20,
         }
     if isinstance(target, Agentfs):
