@@ -647,8 +647,11 @@ class Volume:
         }
 
     def close(self) -> None:
-        """Let go of the store. What is still staged stays so, for the next mount."""
-        self.table.record_reads()
+        """Let go of the store. What is still staged stays so, for the next mount.
+
+        After an error the relay is closed by then, and cannot be asked what is open.
+        """
+        self.table.write_reads()
         self.table.reap()
         self._memory.close()
         self.staging.close()

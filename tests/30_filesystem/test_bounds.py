@@ -354,3 +354,27 @@ async def test_a_file_whose_read_fills_what_is_recorded_at_once_stays_the_one_th
         with pytest.raises(livefile.StaleNode):
             await relayed.volume.files.prepare(relayed.inode("/other"), os.O_RDWR)
         assert relayed.file("/other") is not reader.file
+
+
+class ClosedLater(FakeRelay):
+    """Asked for anything when it is closed, it refuses as the real one does."""
+
+    is_closed = False
+
+    def opens(self, nodeid: int) -> int:
+        if self.is_closed:
+            raise ValueError("the relay is closed")
+        return super().opens(nodeid)
+
+
+async def test_a_volume_is_closed_although_its_relay_is(machine: Machine) -> None:
+    relay = ClosedLater()
+    shell = machine.open(relay=relay)
+    await shell.write("/a", b"bytes")
+    await shell.volume.sync(lambda done, total: None)
+    shell.change("/a", atime_ns=1)
+    await shell.read("/a")
+    seen = shell.times("/a")
+    relay.is_closed = True
+    machine.close()
+    assert machine.open().times("/a") == seen
