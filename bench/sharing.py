@@ -74,10 +74,13 @@ def workers(count: int, work: Callable[[int], object]) -> Iterator[list[int]]:
             done, tell = os.pipe()
             pid = os.fork()
             if not pid:
-                kept = work(number)
-                os.write(tell, b"k")
-                while kept is not tell:
-                    time.sleep(3600)
+                try:
+                    kept = work(number)
+                    os.write(tell, b"k")
+                    while kept is not tell:
+                        time.sleep(3600)
+                finally:
+                    os._exit(1)  # what its parent does at the end is not for it
             os.close(tell)
             started.append((pid, done))
         for pid, done in started:
@@ -110,8 +113,7 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
     with Stopwatch() as writing:
         share = write(target.root, content, chosen, target.name)
         target.sync()
-    target.unmount()
-    target.mount()
+    target.remount()
     with tempfile.TemporaryDirectory(dir=chosen.work) as disk:
         pages = write(Path(disk), bytes(PAGE), chosen, "pages")
         with workers(count, lambda number: map_all(pages[number])):

@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -542,22 +542,18 @@ class InodeTable:
             self.record_reads()
 
     def record_reads(self) -> None:
-        """Write the times of access that their rows lack, and let go of who waited for that."""
-        for live in self.write_reads():
-            self.released(live)
-
-    def write_reads(self) -> Collection[LiveFile]:
-        """The former alone, which asks no relay; they are lost if the disk fails."""
+        """Write the times of access that their rows lack; they are lost if the disk fails."""
         read, self._read = self._read, {}
         if not read:
-            return ()
+            return
         try:
             with self._index.transaction:
                 for live in read.values():
                     self._index.inodes.set_atime(live.inode.id, live.inode.atime_ns)
         except OSError as error:
             log.error("cannot record times of access: %s", error)
-        return read.values()
+        for live in read.values():
+            self.released(live)
 
     def abandon_kernel_state(self) -> None:
         """The mount is gone: nothing is open, nothing is known to the kernel."""

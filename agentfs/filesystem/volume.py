@@ -649,9 +649,10 @@ class Volume:
     def close(self) -> None:
         """Let go of the store. What is still staged stays so, for the next mount.
 
-        After an error the relay is closed by then, and cannot be asked what is open.
+        After an error the relay is closed by then: it is neither asked nor told anything.
         """
-        self.table.write_reads()
+        self.table.watch()
+        self.table.record_reads()
         self.table.reap()
         self._memory.close()
         self.staging.close()

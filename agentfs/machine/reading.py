@@ -150,6 +150,14 @@ class Machine:
         """Whether this process may open a file for reading and writing."""
         return os.access(self.path(path), os.R_OK | os.W_OK)
 
+    def may_write(self, path: str) -> bool:
+        """Whether a device can be opened: rules of a container may forbid what its mode allows."""
+        try:
+            os.close(os.open(self.path(path), os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            return False
+        return True
+
     @property
     def users_may_allow_other(self) -> bool:
         """What fusermount3 lets users do."""

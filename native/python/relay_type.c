@@ -15,6 +15,7 @@
 #include "attributes.h"
 #include "device.h"
 #include "relay.h"
+#include "watch.h"
 
 /* Backing files take descriptors from here on: however many programs write, the daemon can go on
  * opening what it needs to seal them. Half of what there may be, where that is less. */
@@ -147,6 +148,7 @@ static int relay_init(PyObject *object, PyObject *args, PyObject *keywords)
     }
     setup.device = devices[0];
     setup.asks_for_passthrough = passthrough;
+    setup.latency_fd = watch_open_latency();
     self->mountpoint = mountpoint;
     self->python_fd = self->event_fd = setup.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     self->python_fd = -1;
@@ -164,6 +166,8 @@ static int relay_init(PyObject *object, PyObject *args, PyObject *keywords)
 
 failed:
     raise_errno(errno, mountpoint);
+    if (setup.latency_fd >= 0)
+        close(setup.latency_fd);
     return -1;
 }
 

@@ -46,16 +46,14 @@ static bool linger(struct relay *relay, int device, int64_t linger_ns)
 {
     struct pollfd readable = {.fd = device, .events = POLLIN};
     int64_t began_ns = monotonic_ns();
-    bool is_late = false;
+    int ready = 0;
 
     if (atomic_flag_test_and_set(&relay->is_lingering))
         return false;
-    while (!is_late && poll(&readable, 1, 0) == 0) {
+    while ((ready = poll(&readable, 1, 0)) == 0 && monotonic_ns() - began_ns < linger_ns)
         sched_yield();
-        is_late = monotonic_ns() - began_ns >= linger_ns;
-    }
     atomic_flag_clear(&relay->is_lingering);
-    return !is_late;
+    return ready > 0;
 }
 
 enum reading { READING_ON, READING_NOTHING, READING_OVER };
@@ -143,7 +141,7 @@ static void keep_watch(struct relay *relay, const struct thread *thread)
 /* After so many in a row that came soon and were answered here. True: there is another. */
 static bool expect_more(struct relay *relay, const struct thread *thread, unsigned in_a_row)
 {
-    if (in_a_row == WATCH_AFTER)
+    if (in_a_row > 0 && in_a_row % WATCH_AFTER == 0)
         keep_watch(relay, thread);
     if (!watch_is_kept_by(&relay->watch, thread))
         return in_a_row > 0 && linger(relay, thread->device, LINGER_NS);
@@ -180,6 +178,15 @@ void *relay_reader(void *argument)
     }
     watch_end(&relay->watch, thread);
     free(bytes);
+    atomic_store(&thread->has_ended, true);
+    return NULL;
+}
+
+void *relay_guard(void *argument)
+{
+    struct thread *thread = argument;
+
+    watch_guard(&thread->relay->watch, &thread->relay->is_stopping);
     atomic_store(&thread->has_ended, true);
     return NULL;
 }

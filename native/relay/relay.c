@@ -171,6 +171,7 @@ int relay_new(const struct relay_setup *setup, struct relay **result, int *pytho
     if (error)
         goto no_devices;
     close_unknown_backing(relay);
+    relay->watch.latency_fd = setup->latency_fd;
     *result = relay;
     return 0;
 
@@ -251,8 +252,10 @@ int relay_start(struct relay *relay)
         error = start_thread(relay, relay_notifier, -1);
     if (error == 0)
         error = start_thread(relay, relay_forwarder, -1);
+    if (error == 0 && relay->watch.latency_fd >= 0)
+        error = start_thread(relay, relay_guard, -1);
     if (error == 0)
-        watch_start(&relay->watch, watch_open_latency()); /* they may call each other from now on */
+        watch_start(&relay->watch); /* readers may call each other from now on */
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
 }
@@ -297,6 +300,7 @@ void relay_retire(struct relay *relay)
     atomic_store(&relay->are_readers_stopping, true);
     queue_wake(&relay->requests);
     relay_end_attention(relay);
+    watch_wake(&relay->watch);
     join_readers(relay);
 }
 
@@ -310,11 +314,13 @@ void relay_stop(struct relay *relay)
     queue_end(&relay->requests);
     queue_end(&relay->notifications);
     relay_end_attention(relay);
+    watch_wake(&relay->watch);
     relay_fail_pending(relay);
     for (int i = relay->readers; i < relay->thread_count; i++)
         join(&relay->threads[i]);
     atomic_store(&relay->are_readers_stopping, true);
     relay_end_attention(relay);
+    watch_wake(&relay->watch);
     join_readers(relay);
     relay_fail_pending(relay);
     close_devices(relay);

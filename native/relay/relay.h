@@ -60,6 +60,8 @@ struct relay_setup {
     /* Further descriptors of the connection, taken over; NULL: cloned from device. */
     const int *clones; /* threads; the last is for relay_take() */
     bool asks_for_passthrough;
+    /* Where the kernel is asked to let no processor sleep, taken over; -1: nowhere. */
+    int latency_fd;
     /* Borrowed, from ledger_create(); -1: none, nobody shall take over. If another relay has served
      * the connection, this one goes on where it was. */
     int ledger_fd;

@@ -14,7 +14,7 @@
 #include "relay.h"
 #include "watch.h"
 
-enum { THREADS_MAX = RELAY_THREADS_MAX + 2 };
+enum { THREADS_MAX = RELAY_THREADS_MAX + 3 };
 
 struct thread {
     struct relay *relay;
@@ -30,7 +30,7 @@ struct thread {
 struct attention {
     pthread_mutex_t lock;
     pthread_cond_t changed;     /* it has ended */
-    bool is_given;              /* guarded by lock; written by the thread in relay_take() only */
+    bool is_given;              /* guarded by lock */
     _Atomic int64_t busy_since; /* monotonic ns; 0: in relay_take() */
     unsigned in_a_row;          /* of the thread in relay_take(); as well: */
     unsigned soon_in_a_row;     /* requests that came within SOON_NS */
@@ -129,6 +129,9 @@ size_t relay_copy_init(struct relay *relay, const struct ledger_init *saved, uin
 void *relay_reader(void *thread);
 
 void relay_end_attention(struct relay *relay);
+
+/* Looks after who keeps watch. */
+void *relay_guard(void *thread);
 
 /* From Python: replies.c */
 

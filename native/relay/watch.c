@@ -12,8 +12,9 @@
 static const char LATENCY[] = "/dev/cpu_dma_latency";
 enum { LATENCY_NONE_US = 0, LATENCY_ANY_US = 2000 * 1000 * 1000 };
 
-/* The keeper has lost its processor, or takes long over something: another one reads as well. */
-enum { LOST_NS = 500 * 1000 };
+/* How long a keeper may give no sign of life, and how often the guard looks, which takes 30 us each
+ * time of who works: that often it would take a sixteenth. */
+enum { LOST_NS = 500 * 1000, LOOK_NS = 2000 * 1000 };
 
 int watch_open_latency(void)
 {
@@ -23,15 +24,17 @@ int watch_open_latency(void)
 void watch_init(struct watch *watch)
 {
     pthread_mutex_init(&watch->lock, NULL);
+    pthread_cond_init(&watch->changed, NULL);
     watch->latency_fd = -1;
+    watch->is_on = false;
     atomic_init(&watch->keeper, NULL);
     atomic_init(&watch->seen_ns, 0);
 }
 
-void watch_start(struct watch *watch, int latency_fd)
+void watch_start(struct watch *watch)
 {
     pthread_mutex_lock(&watch->lock);
-    watch->latency_fd = latency_fd;
+    watch->is_on = watch->latency_fd >= 0;
     pthread_mutex_unlock(&watch->lock);
 }
 
@@ -39,6 +42,7 @@ void watch_free(struct watch *watch)
 {
     if (watch->latency_fd >= 0)
         close(watch->latency_fd);
+    pthread_cond_destroy(&watch->changed);
     pthread_mutex_destroy(&watch->lock);
 }
 
@@ -47,16 +51,29 @@ static bool ask_for(struct watch *watch, int32_t latency_us)
     return write(watch->latency_fd, &latency_us, sizeof latency_us) == sizeof latency_us;
 }
 
+/* With lock held. */
+static void set_keeper(struct watch *watch, const void *who)
+{
+    atomic_store(&watch->keeper, who);
+    pthread_cond_broadcast(&watch->changed);
+}
+
+static void relieve(struct watch *watch)
+{
+    ask_for(watch, LATENCY_ANY_US);
+    set_keeper(watch, NULL);
+}
+
 bool watch_begin(struct watch *watch, const void *who)
 {
-    bool begins;
-
+    if (atomic_load(&watch->keeper) != NULL)
+        return false;
     pthread_mutex_lock(&watch->lock);
-    begins = watch->latency_fd >= 0 && atomic_load(&watch->keeper) == NULL &&
-             ask_for(watch, LATENCY_NONE_US);
+    bool begins = watch->is_on && atomic_load(&watch->keeper) == NULL;
+    begins = begins && ask_for(watch, LATENCY_NONE_US);
     if (begins) {
         watch_seen(watch);
-        atomic_store(&watch->keeper, who);
+        set_keeper(watch, who);
     }
     pthread_mutex_unlock(&watch->lock);
     return begins;
@@ -77,27 +94,50 @@ void watch_end(struct watch *watch, const void *who)
     if (!watch_is_kept_by(watch, who))
         return;
     pthread_mutex_lock(&watch->lock);
-    if (watch_is_kept_by(watch, who)) {
-        atomic_store(&watch->keeper, NULL);
-        ask_for(watch, LATENCY_ANY_US);
-    }
+    if (watch_is_kept_by(watch, who))
+        relieve(watch);
     pthread_mutex_unlock(&watch->lock);
 }
 
-static const void *other_keeper(struct watch *watch, const void *who)
+static bool is_kept_by_another(struct watch *watch, const void *who)
 {
     const void *keeper = atomic_load(&watch->keeper);
-    return keeper == who ? NULL : keeper;
+    return keeper != NULL && keeper != who;
 }
 
 void watch_stand_by(struct watch *watch, const void *who, const atomic_bool *is_over)
 {
-    const struct timespec pause = {.tv_nsec = LOST_NS};
-    const void *keeper;
+    if (!is_kept_by_another(watch, who))
+        return;
+    pthread_mutex_lock(&watch->lock);
+    while (is_kept_by_another(watch, who) && !atomic_load(is_over))
+        pthread_cond_wait(&watch->changed, &watch->lock);
+    pthread_mutex_unlock(&watch->lock);
+}
 
-    while ((keeper = other_keeper(watch, who)) != NULL && !atomic_load(is_over)) {
+void watch_guard(struct watch *watch, const atomic_bool *is_over)
+{
+    const struct timespec pause = {.tv_nsec = LOOK_NS};
+
+    pthread_mutex_lock(&watch->lock);
+    while (!atomic_load(is_over)) {
+        if (atomic_load(&watch->keeper) == NULL) {
+            pthread_cond_wait(&watch->changed, &watch->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&watch->lock);
         nanosleep(&pause, NULL);
-        if (monotonic_ns() - atomic_load(&watch->seen_ns) > LOST_NS)
-            watch_end(watch, keeper);
+        pthread_mutex_lock(&watch->lock);
+        bool is_lost = monotonic_ns() - atomic_load(&watch->seen_ns) > LOST_NS;
+        if (is_lost && atomic_load(&watch->keeper) != NULL)
+            relieve(watch);
     }
+    pthread_mutex_unlock(&watch->lock);
+}
+
+void watch_wake(struct watch *watch)
+{
+    pthread_mutex_lock(&watch->lock);
+    pthread_cond_broadcast(&watch->changed);
+    pthread_mutex_unlock(&watch->lock);
 }

@@ -14,16 +14,19 @@
 
 struct watch {
     pthread_mutex_t lock;
-    int latency_fd;               /* owned, guarded by lock; -1: nobody keeps watch */
+    pthread_cond_t changed;       /* another keeper, or it is over */
+    int latency_fd;               /* owned; -1: nobody may keep watch */
+    bool is_on;                   /* guarded by lock */
     _Atomic(const void *) keeper; /* NULL: nobody; changed with lock held */
     _Atomic int64_t seen_ns;      /* the keeper's last sign of life */
 };
 
-/* Where the kernel is asked, for watch_start(); -1: not by us. */
+/* Where the kernel is asked; -1: not by us. */
 int watch_open_latency(void);
 
+/* Nobody keeps watch before watch_start(). */
 void watch_init(struct watch *watch);
-void watch_start(struct watch *watch, int latency_fd);
+void watch_start(struct watch *watch);
 void watch_free(struct watch *watch);
 
 /* True: who keeps it now, and has not before. */
@@ -32,7 +35,12 @@ bool watch_is_kept_by(struct watch *watch, const void *who);
 void watch_seen(struct watch *watch);
 void watch_end(struct watch *watch, const void *who);
 
-/* Returns when nobody else keeps watch, or *is_over; looks after who does. */
+/* Returns when nobody else keeps watch, or *is_over and watch_wake() was called. */
 void watch_stand_by(struct watch *watch, const void *who, const atomic_bool *is_over);
+
+/* Ends the watch of a keeper that gives no sign of life: it has lost its processor, or takes long
+ * over something. Returns as above. */
+void watch_guard(struct watch *watch, const atomic_bool *is_over);
+void watch_wake(struct watch *watch);
 
 #endif

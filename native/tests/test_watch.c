@@ -19,7 +19,8 @@ static void opened(void)
 {
     asked = memfd_create("latency", 0);
     watch_init(&watch);
-    watch_start(&watch, fcntl(asked, F_DUPFD_CLOEXEC, 0));
+    watch.latency_fd = fcntl(asked, F_DUPFD_CLOEXEC, 0);
+    watch_start(&watch);
 }
 
 static void closed(void)
@@ -57,8 +58,7 @@ static void one_at_a_time(void)
 static void not_where_the_kernel_cannot_be_asked(void)
 {
     watch_init(&watch);
-    CHECK(!watch_begin(&watch, &one));
-    watch_start(&watch, -1);
+    watch_start(&watch);
     CHECK(!watch_begin(&watch, &one));
     watch_free(&watch);
 }
@@ -66,33 +66,60 @@ static void not_where_the_kernel_cannot_be_asked(void)
 static void not_where_the_kernel_refuses(void)
 {
     watch_init(&watch);
-    watch_start(&watch, open("/dev/full", O_WRONLY));
+    watch.latency_fd = open("/dev/full", O_WRONLY);
+    watch_start(&watch);
     CHECK(!watch_begin(&watch, &one));
     CHECK(watch_is_kept_by(&watch, NULL));
     watch_free(&watch);
 }
 
+static atomic_bool is_over;
+
+static void *guard(void *unused)
+{
+    (void)unused;
+    watch_guard(&watch, &is_over);
+    return NULL;
+}
+
 static void who_gives_no_sign_of_life_is_relieved(void)
 {
-    const atomic_bool is_over = false;
+    pthread_t thread;
 
     opened();
-    watch_stand_by(&watch, &other, &is_over); /* nobody to look after */
-    CHECK(watch_begin(&watch, &one));
-    watch_stand_by(&watch, &one, &is_over); /* not after oneself */
-    CHECK(watch_is_kept_by(&watch, &one));
-    watch_stand_by(&watch, &other, &is_over);
-    CHECK(watch_is_kept_by(&watch, NULL) && told(2) == ANY_US);
+    atomic_store(&is_over, false);
+    CHECK(pthread_create(&thread, NULL, guard, NULL) == 0);
+    watch_stand_by(&watch, &other, &is_over); /* nobody keeps it */
+    for (int messages = 2; messages < 20; messages += 2) {
+        CHECK(watch_begin(&watch, &one));
+        watch_stand_by(&watch, &one, &is_over); /* not for oneself */
+        watch_stand_by(&watch, &other, &is_over);
+        CHECK(watch_is_kept_by(&watch, NULL) && told(messages) == ANY_US);
+    }
+    atomic_store(&is_over, true);
+    watch_wake(&watch);
+    pthread_join(thread, NULL);
     closed();
+}
+
+static void *stand_by(void *unused)
+{
+    (void)unused;
+    watch_stand_by(&watch, &other, &is_over);
+    return NULL;
 }
 
 static void standing_by_ends_when_told(void)
 {
-    const atomic_bool is_over = true;
+    pthread_t thread;
 
     opened();
+    atomic_store(&is_over, false);
     CHECK(watch_begin(&watch, &one));
-    watch_stand_by(&watch, &other, &is_over);
+    CHECK(pthread_create(&thread, NULL, stand_by, NULL) == 0);
+    atomic_store(&is_over, true);
+    watch_wake(&watch);
+    pthread_join(thread, NULL);
     CHECK(watch_is_kept_by(&watch, &one));
     closed();
 }

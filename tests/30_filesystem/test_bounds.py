@@ -357,14 +357,20 @@ async def test_a_file_whose_read_fills_what_is_recorded_at_once_stays_the_one_th
 
 
 class ClosedLater(FakeRelay):
-    """Asked for anything when it is closed, it refuses as the real one does."""
+    """When it is closed it refuses as the real one does."""
 
     is_closed = False
 
     def opens(self, nodeid: int) -> int:
+        self._require_open()
+        return super().opens(nodeid)
+
+    def attr_changed(self, nodeid: int) -> None:
+        self._require_open()
+
+    def _require_open(self) -> None:
         if self.is_closed:
             raise ValueError("the relay is closed")
-        return super().opens(nodeid)
 
 
 async def test_a_volume_is_closed_although_its_relay_is(machine: Machine) -> None:
