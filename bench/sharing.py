@@ -113,7 +113,7 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
     with Stopwatch() as writing:
         share = write(target.root, content, chosen, target.name)
         target.sync()
-    target.remount()
+    target.remount_cold()
     with tempfile.TemporaryDirectory(dir=chosen.work) as disk:
         pages = write(Path(disk), bytes(PAGE), chosen, "pages")
         with workers(count, lambda number: map_all(pages[number])):

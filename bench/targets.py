@@ -104,11 +104,6 @@ class Target:
         """Drop cached names and attributes of this mount only."""
         caches.forget_names(self.root)
 
-    def remount(self) -> None:
-        """With a daemon that has done nothing yet."""
-        self.unmount()
-        self.mount()
-
     def remount_cold(self) -> None:
         """Unmount, drop the cached pages of the store, mount again."""
         self.unmount()
@@ -180,9 +175,6 @@ class Tmpfs(Target):
 
     def mount(self) -> None:
         run("mount", "-t", "tmpfs", "-o", "size=50%", "bench", self.root)
-
-    def remount(self) -> None:
-        """That would lose the files."""
 
     def remount_cold(self) -> None:
         """There is nothing colder than RAM; a remount would lose the files."""
@@ -272,9 +264,6 @@ class Bare(Target):
 
     def sync(self) -> None:
         """It has nothing but RAM."""
-
-    def remount(self) -> None:
-        """As for tmpfs."""
 
     def remount_cold(self) -> None:
         """As for tmpfs."""

@@ -375,7 +375,7 @@ def _idle(machine: Machine) -> Iterator[Finding]:
     if polls:
         gain = "who opens a file is answered without a way through the host"
         yield Finding("idle processors", Status.OK, "poll before they halt", gain)
-    elif machine.may_write(LATENCY_DEVICE):
+    elif machine.may_use(LATENCY_DEVICE):
         gain = "while requests follow each other, your mounts ask them to wait awake"
         yield Finding("idle processors", Status.OK, "halt at once", gain)
     else:

@@ -147,13 +147,9 @@ class Machine:
         return match is not None and bool(int(match[1], 16) >> bit & 1)
 
     def may_use(self, path: str) -> bool:
-        """Whether this process may open a file for reading and writing."""
-        return os.access(self.path(path), os.R_OK | os.W_OK)
-
-    def may_write(self, path: str) -> bool:
         """Whether a device can be opened: rules of a container may forbid what its mode allows."""
         try:
-            os.close(os.open(self.path(path), os.O_WRONLY | os.O_CLOEXEC))
+            os.close(os.open(self.path(path), os.O_RDWR | os.O_CLOEXEC))
         except OSError:
             return False
         return True

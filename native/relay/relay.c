@@ -290,6 +290,13 @@ static void join_readers(struct relay *relay)
         join(&relay->threads[i]);
 }
 
+/* Who rests, stands by or guards looks whether it is to stop. */
+static void wake_who_rests(struct relay *relay)
+{
+    relay_end_attention(relay);
+    watch_wake(&relay->watch);
+}
+
 bool relay_has_taken_over(struct relay *relay)
 {
     return relay->has_taken_over;
@@ -299,8 +306,7 @@ void relay_retire(struct relay *relay)
 {
     atomic_store(&relay->are_readers_stopping, true);
     queue_wake(&relay->requests);
-    relay_end_attention(relay);
-    watch_wake(&relay->watch);
+    wake_who_rests(relay);
     join_readers(relay);
 }
 
@@ -313,14 +319,12 @@ void relay_stop(struct relay *relay)
     atomic_store(&relay->is_python_gone, true);
     queue_end(&relay->requests);
     queue_end(&relay->notifications);
-    relay_end_attention(relay);
-    watch_wake(&relay->watch);
+    wake_who_rests(relay);
     relay_fail_pending(relay);
     for (int i = relay->readers; i < relay->thread_count; i++)
         join(&relay->threads[i]);
     atomic_store(&relay->are_readers_stopping, true);
-    relay_end_attention(relay);
-    watch_wake(&relay->watch);
+    wake_who_rests(relay);
     join_readers(relay);
     relay_fail_pending(relay);
     close_devices(relay);

@@ -14,7 +14,7 @@
 #include "relay.h"
 #include "watch.h"
 
-enum { THREADS_MAX = RELAY_THREADS_MAX + 3 };
+enum { THREADS_MAX = RELAY_THREADS_MAX + 3 }; /* readers; notifier, forwarder, guard */
 
 struct thread {
     struct relay *relay;

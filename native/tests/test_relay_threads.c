@@ -721,7 +721,7 @@ static void processors_stay_awake_while_the_library_is_busy(void)
     struct fuse_entry_out entry = {.nodeid = 9, .entry_valid = 1, .attr_valid = 1};
     uint64_t unique = 2;
 
-    for (int is_asleep = 0; is_asleep < 2; is_asleep++) {
+    for (int comes_back = 0; comes_back < 2; comes_back++) {
         begin_with_one_queue(0);
         CHECK(asked_us() == -1);
         for (int i = 0; i < TRIES && asked_us() != 0; i++) {
@@ -734,7 +734,7 @@ static void processors_stay_awake_while_the_library_is_busy(void)
             }
         }
         CHECK(lseek(latency, 0, SEEK_END) > 0);
-        if (is_asleep)
+        if (comes_back)
             CHECK(relay_take(relay, python_fd, 1) == TAKEN_NOTHING);
         CHECK(processors_may_sleep_soon());
         end();
