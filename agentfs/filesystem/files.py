@@ -173,7 +173,7 @@ class Files:
         handle = Handle(file, is_writer=is_writer, is_privileged=is_privileged)
         file.handles += 1
         if is_writer:
-            file.writers += 1
+            file.note_writer()
             self.grants.end(file)
         if not flags & os.O_NOATIME and flags & os.O_ACCMODE != os.O_WRONLY:
             handle.records_atime = needs_atime(inode, time.time_ns())

@@ -107,7 +107,8 @@ class LiveFile:
         self.changed_at = 0.0
         """time.monotonic() of the last change, or of the last close after one."""
         self.dirty_since = 0.0
-        """time.monotonic() of the first change after the last seal, of the file or its name."""
+        """time.monotonic() of the first change after the last seal, of the file or its name; or of
+        when there may have been one."""
         self.name: tuple[int, bytes] = (0, b"")
         """(parent, name) it was made under, when known: similar files are sealed together."""
 
@@ -165,6 +166,12 @@ class LiveFile:
         """Note that the bytes changed, and when."""
         self.inode.mtime_ns = self.inode.ctime_ns = now_ns
         self.note_change()
+
+    def note_writer(self) -> None:
+        """Somebody more may write it."""
+        if not self.is_dirty:
+            self.dirty_since = time.monotonic()  # the kernel does not tell when it is written
+        self.writers += 1
 
     def note_change(self) -> None:
         """Note that the bytes may have changed."""
@@ -289,6 +296,7 @@ class InodeTable:
         if len(self._directories) >= _DIRECTORIES_KEPT:
             del self._directories[next(iter(self._directories))]
         self._directories[directory.id] = directory
+        self._index.inodes.let_go(directory.id)
 
     def current(self, inode_id: int, row: _Row) -> Inode | _Row:
         """The live copy of an inode; else *row*, which has just been read, in whatever form."""

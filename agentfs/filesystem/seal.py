@@ -21,6 +21,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,6 +69,8 @@ class _Snapshot:
     """A file as a seal finds it, and what becomes of it."""
 
     file: LiveFile
+    taken_at: float
+    """time.monotonic()"""
     version: int
     path: str
     domain: int | None
@@ -301,7 +304,9 @@ class Sealer:
 
     def _snapshot(self, file: LiveFile, staged: StagedFile) -> _Snapshot:
         domain = file.inode.uid if self._dedups_by_user else None
-        return _Snapshot(file, file.version, staged.path, domain, self._keys.of(domain))
+        return _Snapshot(
+            file, time.monotonic(), file.version, staged.path, domain, self._keys.of(domain)
+        )
 
     async def _store_and_record(self, snapshots: list[_Snapshot]) -> None:
         while snapshots:
@@ -546,7 +551,7 @@ class Sealer:
         file.inode.content = content
         file.inode.holes = snapshot.holes or None
         file.sealed_version = snapshot.version
-        file.dirty_since = file.changed_at
+        file.dirty_since = max(file.changed_at, snapshot.taken_at)
 
     def _content(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> int:
         """The content's id, with one reference more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from agentfs.chunks.digest import ContentHasher
 from agentfs.filesystem import seal
 from agentfs.policy.sealing import due
 from fakes.recount import miscounts
+from fakes.relay import FakeRelay
 from fakes.volumes import MIB, Machine, Shell, profile, running
 
 
@@ -395,6 +397,29 @@ async def test_a_history_replaced_again_and_again_is_as_old_as_its_first_change(
     await shell.replace("/a", b"second")
     assert shell.file("/a").dirty_since == since
     assert shell.file("/a").was_sealed
+
+
+async def test_what_the_kernel_may_be_writing_is_sealed_each_half_minute(machine: Machine) -> None:
+    """Not before it is finished, in the chunks of a smaller file; nor again and again."""
+    shell = machine.open(profile(budget_bytes=10 * MIB), relay=FakeRelay())
+    await shell.write("/a", b"first")
+    await shell.seal("/a")
+    await shell.volume.files.prepare(shell.inode("/a"), os.O_WRONLY)
+    shell.file("/a").dirty_since = 0.0  # it is long ago
+    shell.open("/a", os.O_WRONLY)
+    file = shell.file("/a")
+
+    def is_due_after(seconds: float) -> bool:
+        return bool(due([file], time.monotonic() + seconds, rest_s=0.0, open_rest_s=30.0))
+
+    assert file.is_dirty, "who knows"
+    assert not is_due_after(25.0)
+    assert is_due_after(31.0)
+    file.dirty_since -= 31.0
+    assert is_due_after(0.0)
+    await shell.seal("/a")
+    assert not is_due_after(25.0)
+    assert is_due_after(31.0)
 
 
 async def test_a_full_tmpfs_budget_has_closed_files_sealed_without_rest(machine: Machine) -> None:
