@@ -49,8 +49,9 @@ _WRITERS_S = 5.0
 _MAPPED_FROM_BYTES = 4 << 20
 """Requests have a MiB at most: the pages of a new mapping would cost as much as its bytes."""
 
-_HEAPS = 2
-"""Of malloc: threads of ours seldom allocate at the same time, the GIL sees to that."""
+_HEAPS = 1
+"""Of malloc: threads of ours seldom allocate at the same time, the GIL sees to that; and of others
+malloc_trim gives back no end, which may be a block of 4 MiB."""
 
 _MAX_TASKS = 1024
 """Requests answered at once; more wait in the kernel. As many programs may wait for a slow disk, in
@@ -97,6 +98,7 @@ def run_worker(config: MountConfig, connection: Connection, reason: str, keeper:
 
 
 def _serve(config: MountConfig, session: Session, keeper: KeeperLine | None, ready: Ready) -> int:
+    _tune_heap()
     _raise_file_limit()
     try:
         volume = _open_volume(config, session)
@@ -125,15 +127,21 @@ def _naming_a_full_disk(store: Path) -> Iterator[None]:
         raise
 
 
+def _tune_heap() -> None:
+    """Have what seals and reads free go back: of ten files of 10 MB glibc kept 20 MB.
+
+    To be called before there are threads: one begins with a heap of its own.
+    """
+    map_from(_MAPPED_FROM_BYTES)
+    limit_heaps(_HEAPS)
+
+
 def _tune_interpreter() -> None:
     """Keep requests from waiting for the garbage collector or for a thread that seals.
 
     What lives as long as the process need not be looked at again, and a thread gives up
-    the GIL after 0.2 ms instead of 5 ms when the event loop wants it. What a seal has read
-    is given back: of ten files of 10 MB glibc kept 20 MB, and compaction left more.
+    the GIL after 0.2 ms instead of 5 ms when the event loop wants it.
     """
-    map_from(_MAPPED_FROM_BYTES)
-    limit_heaps(_HEAPS)
     sys.setswitchinterval(0.0002)
     gc.collect()
     gc.freeze()

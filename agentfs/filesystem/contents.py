@@ -41,6 +41,11 @@ _SCATTERED_BYTES = 256 << 10
 """From which on a content has blocks of its own: those that give little of it hold other files'.
 A smaller one is in a block with its neighbours, which may be wanted next."""
 
+_CROWDING_BYTES = 8 << 20
+"""From which on the blocks of a content leave the cache as soon as it is copied. Those of smaller
+ones may hold chunks of the files that are opened next: without them a corpus is read 30 % slower.
+"""
+
 AT_ONCE_BYTES = 128 << 10
 """Hashed and written in 60 us, less than it costs to change threads twice."""
 
@@ -128,29 +133,33 @@ class ContentReader:
         """A content was removed and its id may be given again, or its recipe has changed."""
         self._recipes.pop(content, None)
 
-    async def read(self, content: int, offset: int, size: int, *, is_whole: bool = False) -> bytes:
+    async def read(
+        self, content: int, offset: int, size: int, taken: set[Piece] | None = None
+    ) -> bytes:
         """Up to *size* bytes from *offset* on; fewer only at the end.
 
-        :param is_whole: all of the content is being read, and nothing else soon
+        :param taken: all of the content is being read, and nothing else soon; into this goes a
+            piece of each block that it was read from
         :raises BytesLost: a checksum failed, or a block is not there
         """
         recipe = self.recipe(content)
         try:
             pieces = pieces_of(self._index, recipe, offset, size)
-            cached = self._store.get(pieces, cached_only=True)
-            if cached is not None:
-                return cached
-            get = functools.partial(self._store.get, whole_file=is_whole)
-            self._loading += 1
-            try:
-                found = await trio.to_thread.run_sync(get, pieces)
-            except FileNotFoundError:
-                pieces = pieces_of(self._index, recipe, offset, size)
-                found = await trio.to_thread.run_sync(get, pieces)
-            finally:
-                self._loading -= 1
-            if not is_whole:
-                self._expect_more(pieces[-1])
+            found = self._store.get(pieces, cached_only=True)
+            if found is None:
+                get = functools.partial(self._store.get, whole_file=taken is not None)
+                self._loading += 1
+                try:
+                    found = await trio.to_thread.run_sync(get, pieces)
+                except FileNotFoundError:
+                    pieces = pieces_of(self._index, recipe, offset, size)
+                    found = await trio.to_thread.run_sync(get, pieces)
+                finally:
+                    self._loading -= 1
+                if taken is None:
+                    self._expect_more(pieces[-1])
+            if taken is not None:
+                taken.update((segment, block, 0, 0) for segment, block, _, _ in pieces)
             return found
         except ChunkLost as error:
             raise BytesLost(error) from error
@@ -217,31 +226,40 @@ class ContentReader:
     async def copy_to(self, content: int, fd: int, limit: int | None = None) -> None:
         """Write the whole content, or its first *limit* bytes, to an empty file.
 
-        A whole copy is checked against the digest. Holes stay holes.
+        A whole copy is checked against the digest. Holes stay holes. The blocks of a large one
+        are not kept beside it.
 
         :raises ContentDamaged: the digest differs
         """
         recipe = self.recipe(content)
         size = recipe.size if limit is None else min(limit, recipe.size)
         hasher = ContentHasher(sparse=recipe.is_sparse, key=self._keys.of(recipe.domain))
+        taken: set[Piece] | None = set() if recipe.size >= _SCATTERED_BYTES else None
         for start, length, is_hole in recipe.extents(size):
             if is_hole:
                 hasher.hole(start, length)
                 continue
-            await self._copy_data(content, start, start + length, fd, hasher)
+            await self._copy_data(content, start, start + length, fd, hasher, taken)
+        if taken and recipe.size >= _CROWDING_BYTES:
+            self._store.drop_cache(list(taken))
         os.ftruncate(fd, size)
         if size == recipe.size and hasher.digest() != recipe.digest:
             raise ContentDamaged(content, recipe.digest, hasher.digest())
 
     async def _copy_data(
-        self, content: int, start: int, end: int, fd: int, hasher: ContentHasher
+        self,
+        content: int,
+        start: int,
+        end: int,
+        fd: int,
+        hasher: ContentHasher,
+        taken: set[Piece] | None,
     ) -> None:
         """In windows that are read and written side by side, and hashed one after the other."""
         window = max((end - start) // _WINDOWS_AT_ONCE + 1, _WINDOW_LEAST_BYTES)
         window = min(window, _WINDOW_BYTES)
-        is_scattered = self.recipe(content).size >= _SCATTERED_BYTES
         if end - start <= window:
-            data = await self.read(content, start, end - start, is_whole=is_scattered)
+            data = await self.read(content, start, end - start, taken)
             if len(data) <= AT_ONCE_BYTES:
                 _copy_window(fd, hasher, data, start)
             else:
@@ -258,7 +276,7 @@ class ContentReader:
                 before, hashed = hashed, trio.Event()
                 done = hashed
                 size = min(window, end - offset)
-                data = await self.read(content, offset, size, is_whole=is_scattered)
+                data = await self.read(content, offset, size, taken)
                 await trio.to_thread.run_sync(write_all, fd, data, offset)
                 await before.wait()
                 await trio.to_thread.run_sync(hasher.data, data)

@@ -22,6 +22,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 import trio
 
@@ -79,6 +80,7 @@ class Image:
         "path",
         "places",
         "priority",
+        "ranked",
         "size",
         "used_at",
         "users",
@@ -99,6 +101,8 @@ class Image:
         self.is_pinned = False
         self.used_at = 0.0
         self.priority = 0.0
+        self.ranked = math.inf
+        """The priority of its entry in the order of images, which may have risen since."""
         self.is_frozen = False
         """Staged copies may be the same file: it never becomes one that is written."""
 
@@ -127,12 +131,12 @@ class Images:
         self._made: dict[bytes, trio.Event] = {}
         self._opened: dict[bytes, None] = {}
         self._order: list[tuple[float, int, Image]] = []
-        """A heap of (priority, number, image), an entry for each time an image was ranked; the
-        latest of an image counts."""
-        self._ranked = 0
-        self._round: list[Image] = []
+        """A heap of (priority, number, image): an entry for each image, at what it was worth once
+        or less, and others that no longer count."""
+        self._entered = 0
+        self._round: dict[Image, None] = {}
         """Images to be judged anew."""
-        self._placed: list[Image] = []
+        self._placed: dict[Image, None] = {}
         """Images opened through another directory than before: to be judged first."""
         self._next_round = 0.0
         self._pace: float | None = None
@@ -331,7 +335,7 @@ class Images:
         """Note where a file lies that has the content."""
         if inode.parent is not None:
             if image.places.pop(inode.parent, None) is None:
-                self._placed.append(image)  # to be judged soon; not now, when a program waits
+                self._placed[image] = None  # to be judged soon; not now, when a program waits
             image.places[inode.parent] = (inode.id, name)
             if len(image.places) > _PLACES_KEPT:
                 del image.places[next(iter(image.places))]
@@ -350,12 +354,19 @@ class Images:
 
     def _rank(self, image: Image) -> None:
         image.priority = self._priority(image)
-        self._ranked += 1
+        if image.priority >= image.ranked:
+            return  # its entry comes up too early, and is put where it belongs then
         if len(self._order) > _ENTRIES_MAX + 4 * len(self._images):
-            images = enumerate(self._images.values(), start=self._ranked)
-            self._order = [(one.priority, -number, one) for number, one in images]
-            heapq.heapify(self._order)
-        heapq.heappush(self._order, (image.priority, self._ranked, image))
+            images, self._order = self._images.values(), []
+            for one in images:
+                self._enter(one)
+        else:
+            self._enter(image)
+
+    def _enter(self, image: Image) -> None:
+        self._entered += 1
+        image.ranked = image.priority
+        heapq.heappush(self._order, (image.priority, self._entered, image))
 
     def _judge(self, image: Image) -> None:
         """Look at what the content is to agents by now."""
@@ -397,14 +408,15 @@ class Images:
         if not self._round and now >= self._next_round:
             self._next_round = now + _ROUND_S
             await self._placement.note_open_files()
-            self._round = list(self._images.values())
+            self._round = dict.fromkeys(self._images.values())
         self._placement.note_uses()
         await self._judge_some(self._placed)
         await self._judge_some(self._round)
 
-    async def _judge_some(self, images: list[Image]) -> None:
+    async def _judge_some(self, images: dict[Image, None]) -> None:
         turns = Turns()
-        for image in [images.pop() for _ in range(min(len(images), _JUDGED))]:
+        for image in list(islice(images, _JUDGED)):
+            del images[image]
             if self._images.get(image.digest) is image:
                 self._judge(image)
                 if self._is_to_leave(image):
@@ -451,9 +463,11 @@ class Images:
         while self._staging.used_bytes > left and self._order and self._order[0][0] < worth:
             entry = heapq.heappop(self._order)
             priority, _, image = entry
-            if self._images.get(image.digest) is not image or image.priority != priority:
-                continue  # it is gone, or there is a later entry for it
-            if not self._drop(image):
+            if self._images.get(image.digest) is not image or image.ranked != priority:
+                continue  # it is gone, or there is another entry for it
+            if image.priority > priority:
+                self._enter(image)
+            elif not self._drop(image):
                 kept.append(entry)
         for entry in kept:
             heapq.heappush(self._order, entry)

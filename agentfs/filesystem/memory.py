@@ -27,8 +27,9 @@ TRIGGER_SHARE = 0.1
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _GROWN_BYTES = 32 << 20
-_WORTH_BYTES = 4 << 20
-_AGAIN_S = 10.0
+_RESTING_BYTES = 64 << 10
+_WORTH_BYTES = 512 << 10
+_AGAIN_S = 1.0
 
 _STATM = Path("/proc/self/statm")
 
@@ -139,13 +140,16 @@ def own_bytes() -> int:
 
 
 class Heap:
-    """Gives back what seals, compaction and reads have left, when it has become much."""
+    """Gives back what seals, compaction and reads have left: when it has become much, or when it
+    is worth it and grows no more.
+    """
 
     def __init__(self, free_idle: Callable[[], None]) -> None:
         """:param free_idle: frees what is kept outside of malloc's sight; in a thread"""
         self._free_idle = free_idle
         self._least_bytes = own_bytes()
         """Since it was last given back."""
+        self._last_bytes = self._least_bytes
         self._look_again_at = math.inf
 
     def ask(self) -> None:
@@ -159,12 +163,15 @@ class Heap:
         there is nothing more to be had.
         """
         now_bytes, now_s = own_bytes(), trio.current_time()
-        has_grown = now_bytes > self._least_bytes + _GROWN_BYTES
+        is_at_rest = abs(now_bytes - self._last_bytes) < _RESTING_BYTES
+        worth_bytes = _WORTH_BYTES if is_at_rest else _GROWN_BYTES
+        has_grown = now_bytes > self._least_bytes + worth_bytes
+        self._last_bytes = now_bytes
         self._least_bytes = min(self._least_bytes, now_bytes)
         if not has_grown and now_s < self._look_again_at:
             return
         await trio.to_thread.run_sync(self._give_back)
-        self._least_bytes = own_bytes()
+        self._least_bytes = self._last_bytes = own_bytes()
         was_worth_it = now_bytes - self._least_bytes >= _WORTH_BYTES
         self._look_again_at = now_s + _AGAIN_S if has_grown or was_worth_it else math.inf
 

@@ -89,8 +89,8 @@ class Prefetcher:
         """(inode, directory, time, whether it was sealed) of what programs have begun to use."""
         self._is_wanted = trio.Event()
         self._is_looking = False
-        self._known: dict[tuple[int, int | None], float] = {}
-        """Until when further uses bring nothing: (directory, inode), and None for all in it."""
+        self._known: dict[int, float] = {}
+        """By inode: until when further uses of it, or of all in a directory, bring nothing."""
         self._expected: dict[int, float] = {}
         """When inodes were brought that nobody has used since; the oldest come first."""
         self.is_on = True
@@ -122,7 +122,7 @@ class Prefetcher:
 
     def _is_known(self, directory: int, inode: int, now_s: float) -> bool:
         known = self._known
-        until_s = known.get((directory, inode)) or known.get((directory, None), 0.0)
+        until_s = known.get(inode) or known.get(directory, 0.0)
         return now_s < until_s and inode not in self._expected
 
     async def run(self) -> None:
@@ -164,7 +164,7 @@ class Prefetcher:
         if self._expected.pop(inode, None) is not None:
             self.used += 1
         agent = self._placement.note_use(directory)
-        self._known[directory, None if agent is None else inode] = now_s + PAUSE_S
+        self._known[directory if agent is None else inode] = now_s + PAUSE_S
         if agent is None:
             return None
         self._habits.use(agent, now_s)

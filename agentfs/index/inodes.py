@@ -76,6 +76,10 @@ class Inodes:
             self.kept.clear()
         self.kept[row[0]] = row
 
+    def let_go(self, inode_id: int) -> None:
+        """Do not remember a row: somebody has the inode, and will not ask."""
+        self.kept.pop(inode_id, None)
+
     def insert(self, inode: Inode) -> None:
         row = _row(inode)
         self._execute(_INSERT, row)

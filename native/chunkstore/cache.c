@@ -183,3 +183,14 @@ void cache_drop(struct block_cache *cache, uint64_t segment)
     lru_each(&cache->blocks, drop_node, &drop);
     unlock(cache);
 }
+
+void cache_drop_block(struct block_cache *cache, uint64_t segment, uint64_t offset)
+{
+    pthread_mutex_lock(&cache->lock);
+    struct cached_block *block = (struct cached_block *)lru_find(&cache->blocks, segment, offset);
+    if (block) {
+        unlink_locked(cache, block);
+        release_locked(cache, block);
+    }
+    unlock(cache);
+}

@@ -86,4 +86,7 @@ void cache_limit(struct block_cache *cache, uint64_t limit_bytes);
 /* Forgets the blocks of one segment, or of all with segment 0. Who holds one keeps it. */
 void cache_drop(struct block_cache *cache, uint64_t segment);
 
+/* Forgets one block, in the same way. */
+void cache_drop_block(struct block_cache *cache, uint64_t segment, uint64_t offset);
+
 #endif

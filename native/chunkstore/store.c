@@ -179,6 +179,12 @@ void store_drop_cache(struct store *store)
     cache_drop(&store->cache, 0);
 }
 
+void store_drop_pieces(struct store *store, const struct store_piece *pieces, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        cache_drop_block(&store->cache, pieces[i].segment, pieces[i].offset);
+}
+
 void store_give_back(struct store *store)
 {
     codec_pool_drop(&store->codecs);

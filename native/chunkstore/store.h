@@ -133,6 +133,9 @@ enum status store_remove_dictionary(struct store *store, uint32_t number,
 
 void store_drop_cache(struct store *store);
 
+/* Of the cache, the blocks of these pieces alone. */
+void store_drop_pieces(struct store *store, const struct store_piece *pieces, size_t count);
+
 /* Replaces store_options' cache_bytes from now on. */
 void store_limit_cache(struct store *store, uint64_t cache_bytes);
 

@@ -614,10 +614,27 @@ static PyObject *do_to(struct store_object *self, void (*act)(struct store *stor
     return none_when(call_end(self, &call));
 }
 
-static PyObject *store_drop_cache_method(struct store_object *self, PyObject *unused)
+static PyObject *store_drop_cache_method(struct store_object *self, PyObject *args)
 {
-    (void)unused;
-    return do_to(self, store_drop_cache);
+    PyObject *sequence = NULL;
+    struct call call;
+    size_t count;
+    Py_ssize_t total;
+
+    if (!PyArg_ParseTuple(args, "|O:drop_cache", &sequence))
+        return NULL;
+    if (sequence == NULL)
+        return do_to(self, store_drop_cache);
+    struct store_piece *pieces = parse_pieces(sequence, &count, &total);
+    if (pieces == NULL)
+        return NULL;
+    bool is_done = call_begin(self, &call);
+    if (is_done) {
+        store_drop_pieces(call.store, pieces, count);
+        is_done = call_end(self, &call);
+    }
+    PyMem_Free(pieces);
+    return none_when(is_done);
 }
 
 static PyObject *store_give_back_method(struct store_object *self, PyObject *unused)
@@ -767,8 +784,9 @@ PyDoc_STRVAR(
     "Delete a dictionary. No block may refer to it, and no put() may be about to. The highest\n"
     "stays, with EBUSY: a number never comes again.");
 
-PyDoc_STRVAR(drop_cache_doc, "drop_cache($self, /)\n--\n\n"
-                             "Forget all decompressed blocks.");
+PyDoc_STRVAR(drop_cache_doc, "drop_cache($self, pieces=..., /)\n--\n\n"
+                             "Forget the decompressed blocks of *pieces*, as get() takes them, or "
+                             "all.");
 
 PyDoc_STRVAR(give_back_doc, "give_back($self, /)\n--\n\n"
                             "Free what is kept for those who compress and read next.");
@@ -806,7 +824,7 @@ static PyMethodDef store_methods[] = {
     {"add_dictionary", (PyCFunction)store_add_dictionary_method, METH_VARARGS, add_dictionary_doc},
     {"remove_dictionary", (PyCFunction)store_remove_dictionary_method, METH_VARARGS,
      remove_dictionary_doc},
-    {"drop_cache", (PyCFunction)store_drop_cache_method, METH_NOARGS, drop_cache_doc},
+    {"drop_cache", (PyCFunction)store_drop_cache_method, METH_VARARGS, drop_cache_doc},
     {"give_back", (PyCFunction)store_give_back_method, METH_NOARGS, give_back_doc},
     {"limit_cache", (PyCFunction)store_limit_cache_method, METH_O, limit_cache_doc},
     {"stats", (PyCFunction)store_stats_method, METH_NOARGS, stats_doc},

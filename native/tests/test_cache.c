@@ -180,6 +180,24 @@ static void a_lower_limit_holds_at_once_and_for_blocks_in_use_later(void)
     cache_free(&cache);
 }
 
+static void a_block_is_dropped_alone_and_who_has_it_keeps_it(void)
+{
+    struct cached_block *used, *other;
+    begin();
+    CHECK(get(GOOD, 32, BLOCK, &used) == STATUS_OK && get(GOOD, 64, BLOCK, &other) == STATUS_OK);
+    cache_drop_block(&cache, GOOD, 32);
+    cache_drop_block(&cache, GOOD, 96); /* there is none */
+    CHECK(cache.blocks.count == 1 && cache.bytes == BLOCK && unloads == 0);
+    CHECK(look(GOOD, 32, BLOCK) == STATUS_NOT_CACHED && look(GOOD, 64, BLOCK) == STATUS_OK);
+    CHECK(used->bytes.raw[BLOCK - 1] == 0);
+    cache_release(&cache, used);
+    CHECK(unloads == 1);
+    cache_release(&cache, other);
+    cache_drop_block(&cache, GOOD, 64);
+    CHECK(cache.blocks.count == 0 && cache.bytes == 0 && unloads == 2);
+    cache_free(&cache);
+}
+
 int main(void)
 {
     RUN(a_look_at_a_loading_block_keeps_no_reference);
@@ -188,5 +206,6 @@ int main(void)
     RUN(a_block_is_loaded_no_further_than_somebody_wants_and_nothing_of_it_twice);
     RUN(a_block_whose_rest_is_lost_is_forgotten_and_who_has_its_beginning_keeps_it);
     RUN(a_lower_limit_holds_at_once_and_for_blocks_in_use_later);
+    RUN(a_block_is_dropped_alone_and_who_has_it_keeps_it);
     return 0;
 }

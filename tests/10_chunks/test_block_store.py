@@ -176,6 +176,19 @@ def test_cached_only_reads_nothing(store):
     assert store.stats()["cache_bytes"] == 0
 
 
+def test_blocks_are_dropped_from_the_cache_alone(store):
+    first = (*store.put([b"first"], 1)[:2], 0, 5)
+    second = (*store.put([b"second"], 1)[:2], 0, 6)
+    store.get([first, second])
+    store.drop_cache([first, (0, 0, 0, 7), (first[0], second[1] + 1, 0, 0)])
+    assert store.get([first], cached_only=True) is None
+    assert store.get([second], cached_only=True) == b"second"
+    with pytest.raises(TypeError, match="a piece is"):
+        store.drop_cache([first[:2]])
+    with pytest.raises(TypeError, match="a piece is"):
+        store.drop_cache([7])
+
+
 def test_little_of_a_block_that_a_whole_file_is_read_from_is_not_kept(store):
     data = text(600_000)
     segment, offset, _ = store.put([data], 3)

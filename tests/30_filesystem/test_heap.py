@@ -66,3 +66,21 @@ async def test_the_heap_is_given_back_when_it_has_grown_and_once_more_when_less_
         await trio.sleep(10)
         await heap.tidy()
     assert given == [133, 80, 80], "the last brought nothing"
+
+
+async def test_a_little_is_given_back_when_the_heap_neither_grows_nor_shrinks(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    used, given = 100, []
+    monkeypatch.setattr(memory, "own_bytes", lambda: used << 20)
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(used))
+    heap = memory.Heap(lambda: None)
+    for used in (102, 104, 103):  # noqa: B007
+        await heap.tidy()
+    assert not given
+    await heap.tidy()
+    assert given == [103]
+    for _ in range(3):
+        await trio.sleep(10)
+        await heap.tidy()
+    assert given == [103, 103], "it is in use"

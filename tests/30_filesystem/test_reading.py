@@ -102,3 +102,18 @@ async def test_damage_in_one_of_them_is_one_error(machine: Machine) -> None:
     damage_block(machine.store, place_of(shell, "/large", 900))
     with pytest.raises(BytesLost, match="damaged"):
         await copied(shell, "/large")
+
+
+async def test_of_a_large_content_that_is_copied_no_block_stays_in_the_cache(shell: Shell) -> None:
+    sizes = {"/large": contents._CROWDING_BYTES, "/small": contents._CROWDING_BYTES // 2}
+    for path, size in sizes.items():
+        await shell.write(path, random.Random(path).randbytes(size))
+        await shell.seal(path)
+    store = shell.volume._store
+    store.drop_cache()
+    await copied(shell, "/small")
+    cached_bytes = store.stats()["cache_bytes"]
+    assert cached_bytes > 0, "others may have chunks in its blocks"
+    assert await shell.read("/large", 0, 1), "a block is there already"
+    await copied(shell, "/large")
+    assert store.stats()["cache_bytes"] == cached_bytes

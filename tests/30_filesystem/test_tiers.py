@@ -227,6 +227,23 @@ async def test_a_paused_agents_files_give_way_first(resident: Resident) -> None:
     assert resident.have_images(*paths).count(False) == 2, "the oldest is the most important"
 
 
+async def test_what_is_used_again_and_again_is_ordered_once(resident: Resident) -> None:
+    paths = [f"/{number}" for number in range(10)]
+    await resident.make(*paths, "/new1", "/new2")
+    for _ in range(3):
+        for path in paths:
+            await resident.use(path)
+    images = resident.files.images
+    assert len(images._order) == images.count == 10
+    for path in (paths[0], *paths[2:]):
+        await resident.use(path)
+    await resident.use("/new1")
+    assert resident.have_images(*paths).index(False) == 1, "not what was used first"
+    await resident.use("/new2")
+    assert resident.have_images(*paths) == [False, False, *[True] * 8]
+    assert len(images._order) == 10
+
+
 async def test_a_scan_of_everything_leaves_what_is_used_often(resident: Resident) -> None:
     often = [f"/agents/{name}/prompts/p" for name in "abc"]
     seldom = [f"/dump/{number}" for number in range(20)]
