@@ -51,8 +51,8 @@ from bench.common import (
     progress,
 )
 from bench.corpus import unpack
+from bench.mapping import mappers
 from bench.proc import available_bytes, field_bytes, processes
-from bench.sharing import workers
 from bench.targets import Agentfs, Target, available, work_directory
 from bench.woven import Weaver
 
@@ -93,8 +93,6 @@ SETTLED_S = 12.0
 """tmpfs has not changed for so long: images are judged every 5 s."""
 SETTLING_S = 180.0
 
-_POPULATE_READ = 22
-"""MADV_POPULATE_READ of linux/mman.h: every page is touched, without a loop in Python."""
 
 _SYS_CACHESTAT = 451
 """On every architecture; Linux 6.5."""
@@ -216,17 +214,6 @@ def mapped_files(agent: Path) -> Iterator[Path]:
     yield from (agent / f"conversations/{name}.jsonl" for name in ("opening", "current"))
 
 
-def map_all(agent: Path) -> list[mmap.mmap]:
-    """What an agent does before a turn; the mappings are to be kept."""
-    maps = []
-    for path in mapped_files(agent):
-        fd = os.open(path, os.O_RDONLY)
-        maps.append(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
-        os.close(fd)
-        maps[-1].madvise(_POPULATE_READ)
-    return maps
-
-
 # Memory
 
 
@@ -306,12 +293,13 @@ def measure_step(fleet: Fleet, count: int, chosen: argparse.Namespace, at_first:
     """So many agents: written, alive with all mapped, counted."""
     write_up_to(fleet, count, chosen)
     before = available_bytes()
-    with workers(count, lambda number: None) as pids:
+    with mappers([()] * count) as pids:
         idle_bytes = before - available_bytes()
         idle_tables = sum(map(table_bytes, pids))
     agents = fleet.agents
-    with Stopwatch() as mapping, workers(count, lambda n: map_all(agents[n])) as pids:
-        mapping.__exit__()
+    began_s = time.perf_counter()
+    with mappers([list(mapped_files(one)) for one in agents]) as pids:
+        map_seconds = time.perf_counter() - began_s
         now_bytes = available_bytes()
         found = memory_of(fleet.target, agents, pids)
     found["tables_bytes"] = max(found["tables_bytes"] - idle_tables, 0)
@@ -326,7 +314,7 @@ def measure_step(fleet: Fleet, count: int, chosen: argparse.Namespace, at_first:
         "written_stored_bytes": stored,
         "stored_bytes": stored + simulated * fleet.cold_stored_bytes / max(fleet.cold, 1),
         "simulated_agents": simulated,
-        "map_seconds": mapping.seconds,
+        "map_seconds": map_seconds,
         "identical": fleet.is_whole(),
     }
 

@@ -41,6 +41,14 @@ class Stopwatch(AbstractContextManager["Stopwatch"]):
         self.seconds = time.perf_counter() - self._start
 
 
+def compile_client(source: str, directory: Path) -> Path:
+    """A C program, made in a directory with cc."""
+    client = directory / "client"
+    command = ["cc", "-O2", "-x", "c", "-", "-o", str(client)]
+    subprocess.run(command, input=source, text=True, check=True)
+    return client
+
+
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The median of each key over the rounds that have it."""
     keys = dict.fromkeys(key for one in rounds for key in one)

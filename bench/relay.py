@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.common import Results, benchmark, medians, parser, shown, table
+from bench.common import Results, benchmark, compile_client, medians, parser, shown, table
 
 ROOT = Path(__file__).parent.parent
 IMAGE_BYTES = 64 << 20
@@ -180,9 +180,7 @@ def measure(chosen: argparse.Namespace) -> Results:
         if chosen.passthrough_hp:
             mounting = passthrough_hp(chosen.passthrough_hp, targets["passthrough_hp"], backing)
             stack.enter_context(mounting)
-        client = top / "client"
-        build = ["cc", "-O2", "-x", "c", "-", "-o", str(client)]
-        subprocess.run(build, input=CLIENT, text=True, check=True)
+        client = compile_client(CLIENT, top)
         kinds = {kind: measure_kind(client, kind, targets, chosen.rounds) for kind in KINDS}
         before = processor_ms(process)
         time.sleep(IDLE_S)

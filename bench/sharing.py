@@ -1,10 +1,10 @@
 """What a thousand mappings of one prompt cost in memory.
 
-Equal files in as many directories are written and sealed, the target is mounted anew, then they
-are opened and mapped by many processes that touch every page. Against the same processes before
-that, which map as many files of one page on the disk: proportional set size of the mappings (PSS),
-MemAvailable, page tables. Plain mode keeps a copy of the pages for every file, so measure few files
-there.
+Equal files in as many directories are written and sealed, the target is mounted anew and another
+file read, then they are opened and mapped by many processes that touch every page. Against the same
+processes before that, which map as many files of one page on the disk: proportional set size of the
+mappings (PSS), MemAvailable, page tables. Plain mode keeps a copy of the pages for every file, so
+measure few files there.
 
     python -m bench.sharing --json sharing.json
     python -m bench.sharing --targets agentfs,agentfs-plain --files 20 --processes 10
@@ -12,22 +12,23 @@ there.
 
 import argparse
 import mmap
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.common import Results, Stopwatch, add_targets, benchmark, figures_table, parser, progress
+from bench.mapping import mappers
 from bench.proc import available_bytes, machine_bytes
 from bench.targets import Agentfs, Target, one_by_one
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
+OTHER_BYTES = 1 << 20
+SETTLED_S = 3.0
+"""A daemon has given back what it needed to get the bytes."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -52,46 +53,20 @@ def mapped_pss_kib(pid: int, below: Path) -> int:
     return total
 
 
-def map_all(paths: list[Path]) -> list[mmap.mmap]:
-    """Map files and read a byte of every page."""
-    maps = []
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        maps.append(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
-        os.close(fd)
-    for one in maps:
-        for offset in range(0, len(one), PAGE):
-            one[offset]
-    return maps
+class Memory(NamedTuple):
+    """Figures in MiB."""
+
+    available: float
+    page_tables: float
+    pss: float
 
 
-@contextmanager
-def workers(count: int, work: Callable[[int], object]) -> Iterator[list[int]]:
-    """Processes that have each done their part and hold on to it; their pids."""
-    started = []
-    try:
-        for number in range(count):
-            done, tell = os.pipe()
-            pid = os.fork()
-            if not pid:
-                try:
-                    kept = work(number)
-                    os.write(tell, b"k")
-                    while kept is not tell:
-                        time.sleep(3600)
-                finally:
-                    os._exit(1)  # what its parent does at the end is not for it
-            os.close(tell)
-            started.append((pid, done))
-        for pid, done in started:
-            if os.read(done, 1) != b"k":
-                raise RuntimeError(f"process {pid} ended before it had mapped its files")
-        yield [pid for pid, _ in started]
-    finally:
-        for pid, done in started:
-            os.close(done)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+def memory_mib(pids: list[int], below: Path) -> Memory:
+    """Of the machine, and of what processes have mapped of files below a directory."""
+    time.sleep(SETTLED_S)
+    tables = machine_bytes("PageTables")
+    pss_kib = sum(mapped_pss_kib(pid, below) for pid in pids)
+    return Memory(available_bytes() / MIB, tables / MIB, pss_kib / 1024)
 
 
 def write(root: Path, content: bytes, chosen: argparse.Namespace, name: str) -> list[list[Path]]:
@@ -108,25 +83,30 @@ def write(root: Path, content: bytes, chosen: argparse.Namespace, name: str) -> 
 
 def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
     """Write the files, map them all, and say what it cost."""
-    count = chosen.processes
-    content = random.Random(1).randbytes(chosen.bytes // 64) * 64
+    content, other = random.Random(1).randbytes(chosen.bytes), target.root / "other"
     with Stopwatch() as writing:
         share = write(target.root, content, chosen, target.name)
         target.sync()
+    other.write_bytes(content[:OTHER_BYTES][::-1])
+    target.sync()
     target.remount_cold()
+    with mappers([[other]]):
+        pass  # what a daemon makes once is there
     with tempfile.TemporaryDirectory(dir=chosen.work) as disk:
         pages = write(Path(disk), bytes(PAGE), chosen, "pages")
-        with workers(count, lambda number: map_all(pages[number])):
-            available, tables = available_bytes(), machine_bytes("PageTables")
-    with Stopwatch() as mapping, workers(count, lambda number: map_all(share[number])) as pids:
-        mapping.__exit__()
-        results: Results = {
-            "written_s": writing.seconds,
-            "mapped_s": mapping.seconds,
-            "pss_mib": sum(mapped_pss_kib(pid, target.root) for pid in pids) / 1024,
-            "available_down_mib": (available - available_bytes()) / 2**20,
-            "page_tables_up_mib": (machine_bytes("PageTables") - tables) / 2**20,
-        }
+        with mappers(pages) as pids:
+            before = memory_mib(pids, Path(disk))
+    began_s = time.perf_counter()
+    with mappers(share) as pids:
+        mapped_s = time.perf_counter() - began_s
+        after = memory_mib(pids, target.root)
+    results: Results = {
+        "written_s": writing.seconds,
+        "mapped_s": mapped_s,
+        "pss_mib": after.pss,
+        "available_down_mib": before.available - after.available,
+        "page_tables_up_mib": after.page_tables - before.page_tables,
+    }
     if isinstance(target, Agentfs):
         stats = target.stats()
         results |= {"mode": stats["mode"], "stored_mib": stats["stored_bytes"] / MIB}
