@@ -548,10 +548,8 @@ class Sealer:
     def _note(snapshot: _Snapshot, content: int | None) -> None:
         """The record is committed: let the file in memory say so too."""
         file = snapshot.file
-        file.inode.content = content
         file.inode.holes = snapshot.holes or None
-        file.sealed_version = snapshot.version
-        file.dirty_since = max(file.changed_at, snapshot.taken_at)
+        file.note_sealed(content, snapshot.version, snapshot.taken_at)
 
     def _content(self, snapshot: _Snapshot, ids: dict[bytes, int]) -> int:
         """The content's id, with one reference more."""

@@ -61,7 +61,7 @@ CHANGES: dict[str, Callable[[Inodes, Inode], object]] = {
 
 def test_each_way_to_change_a_row_is_tried_here() -> None:
     reads = {"allocate", "skip_to", "get", "keep", "insert", "insert_all", "used_since"}
-    reads |= {"last", "unlinked"}
+    reads |= {"last", "let_go", "unlinked"}
     assert {name for name in vars(Inodes) if not name.startswith("_")} == reads | set(CHANGES)
 
 

@@ -353,6 +353,7 @@ class Candidate:
     writers: int = 0
     was_sealed: bool = False
     is_dirty: bool = True
+    patience: int = 1
     name: tuple[int, bytes] = (1, b"file")
 
 
@@ -373,6 +374,7 @@ def test_what_was_sealed_before_waits_until_it_is_dirty_for_long() -> None:
     assert not due_now(conversation)
     aged = replace(conversation, dirty_since=70)
     assert due_now(aged) == [aged]
+    assert not due_now(replace(aged, patience=2))
     assert due_now(conversation, rest_s=0) == [conversation], "tmpfs is full"
 
 
@@ -417,9 +419,20 @@ async def test_what_the_kernel_may_be_writing_is_sealed_each_half_minute(machine
     assert is_due_after(31.0)
     file.dirty_since -= 31.0
     assert is_due_after(0.0)
+    for rests_s in (60.0, 120.0, 240.0, 480.0, 480.0):
+        await shell.seal("/a")
+        assert not is_due_after(rests_s - 5.0), "it was the same"
+        assert is_due_after(rests_s + 1.0)
+    assert file.staged is not None
+    with open(file.staged.path, "ab") as copy:
+        copy.write(b" and more")
+    assert not is_due_after(300.0)
+    shell.volume.files.look_at_growth()
+    assert not is_due_after(25.0)
+    assert is_due_after(31.0), "it has changed"
     await shell.seal("/a")
     assert not is_due_after(25.0)
-    assert is_due_after(31.0)
+    assert is_due_after(31.0), "so it may again"
 
 
 async def test_a_full_tmpfs_budget_has_closed_files_sealed_without_rest(machine: Machine) -> None:
