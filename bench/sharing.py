@@ -1,10 +1,10 @@
 """What a thousand mappings of one prompt cost in memory.
 
 Equal files in as many directories are written and sealed, the target is mounted anew and another
-file read, then they are opened and mapped by many processes that touch every page. Against the same
-processes before that, which map as many files of one page on the disk: proportional set size of the
-mappings (PSS), MemAvailable, page tables. Plain mode keeps a copy of the pages for every file, so
-measure few files there.
+file mapped, then they are opened and mapped by many processes that touch every page. Against the
+same processes before that, which map as many files of one page on the disk: proportional set size
+of the mappings (PSS), MemAvailable, page tables. Plain mode keeps a copy of the pages for every
+file, so measure few files there.
 
     python -m bench.sharing --json sharing.json
     python -m bench.sharing --targets agentfs,agentfs-plain --files 20 --processes 10
@@ -26,7 +26,6 @@ from bench.targets import Agentfs, Target, one_by_one
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
-OTHER_BYTES = 1 << 20
 SETTLED_S = 3.0
 """A daemon has given back what it needed to get the bytes."""
 
@@ -87,11 +86,12 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
     with Stopwatch() as writing:
         share = write(target.root, content, chosen, target.name)
         target.sync()
-    other.write_bytes(content[:OTHER_BYTES][::-1])
+    stats = target.stats() if isinstance(target, Agentfs) else None
+    other.write_bytes(content[::-1])
     target.sync()
     target.remount_cold()
     with mappers([[other]]):
-        pass  # what a daemon makes once is there
+        pass  # a daemon keeps some of what it needs for the first file
     with tempfile.TemporaryDirectory(dir=chosen.work) as disk:
         pages = write(Path(disk), bytes(PAGE), chosen, "pages")
         with mappers(pages) as pids:
@@ -107,8 +107,7 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
         "available_down_mib": before.available - after.available,
         "page_tables_up_mib": after.page_tables - before.page_tables,
     }
-    if isinstance(target, Agentfs):
-        stats = target.stats()
+    if stats is not None:
         results |= {"mode": stats["mode"], "stored_mib": stats["stored_bytes"] / MIB}
     return results
 

@@ -286,6 +286,7 @@ class PassthroughFiles(Files):
 
     def _attach_image(self, file: LiveFile, image: Image) -> None:
         self.images.use(image, file)
+        self._index.inodes.let_go(file.inode.id)
         self._relay.attach(
             file.nodeid,
             image.backing,

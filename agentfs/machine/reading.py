@@ -78,6 +78,7 @@ class Machine:
 
     def __init__(self, root: Path = Path("/"), *, uid: int | None = None) -> None:
         self.root = root
+        self._above = "" if root == Path("/") else str(root)
         self.uid = os.geteuid() if uid is None else uid
 
     def path(self, absolute: str) -> Path:
@@ -87,9 +88,14 @@ class Machine:
         return os.path.exists(self.path(path))
 
     def text(self, path: str) -> str | None:
-        """A small file, without white space around it."""
+        """A small file, without white space around it.
+
+        Not by pathlib: it interns what a path is made of, and for who asks again and again the
+        table of interned strings grows by half a MiB.
+        """
         try:
-            return self.path(path).read_text(encoding="utf-8", errors="replace").strip()
+            with open(f"{self._above}{path}", encoding="utf-8", errors="replace") as file:
+                return file.read().strip()
         except OSError:
             return None
 
