@@ -293,15 +293,13 @@ def measure_step(fleet: Fleet, count: int, chosen: argparse.Namespace, at_first:
     """So many agents: written, alive with all mapped, counted."""
     write_up_to(fleet, count, chosen)
     before = available_bytes()
-    with mappers([()] * count) as pids:
+    with mappers([()] * count) as idle:
         idle_bytes = before - available_bytes()
-        idle_tables = sum(map(table_bytes, pids))
+        idle_tables = sum(map(table_bytes, idle.pids))
     agents = fleet.agents
-    began_s = time.perf_counter()
-    with mappers([list(mapped_files(one)) for one in agents]) as pids:
-        map_seconds = time.perf_counter() - began_s
+    with mappers([list(mapped_files(one)) for one in agents]) as mapped:
         now_bytes = available_bytes()
-        found = memory_of(fleet.target, agents, pids)
+        found = memory_of(fleet.target, agents, mapped.pids)
     found["tables_bytes"] = max(found["tables_bytes"] - idle_tables, 0)
     stored = fleet.stored_bytes()
     simulated = count - fleet.cold
@@ -314,7 +312,7 @@ def measure_step(fleet: Fleet, count: int, chosen: argparse.Namespace, at_first:
         "written_stored_bytes": stored,
         "stored_bytes": stored + simulated * fleet.cold_stored_bytes / max(fleet.cold, 1),
         "simulated_agents": simulated,
-        "map_seconds": map_seconds,
+        "map_seconds": mapped.seconds,
         "identical": fleet.is_whole(),
     }
 

@@ -6,9 +6,11 @@ many those are depends on what it runs: 100 KiB more or less for each process.
 
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.common import compile_client
 
@@ -50,16 +52,23 @@ int main(int count, char **paths)
 """
 
 
+class Mapped(NamedTuple):
+    """The processes, and how long it took from the start of the first."""
+
+    pids: list[int]
+    seconds: float
+
+
 @contextmanager
-def mappers(shares: Sequence[Sequence[Path]]) -> Iterator[list[int]]:
-    """A process for each share, which has mapped its files and read a byte of each page; pids.
+def mappers(shares: Sequence[Sequence[Path]]) -> Iterator[Mapped]:
+    """A process for each share, which has mapped its files and read a byte of each page.
 
     :raises RuntimeError: one has not
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         client = compile_client(_CLIENT, directory)
-        started = []
+        started, began_s = [], time.perf_counter()
         for share in shares:
             process = subprocess.Popen([client, *share], stdout=subprocess.PIPE)
             stack.enter_context(process)
@@ -69,4 +78,5 @@ def mappers(shares: Sequence[Sequence[Path]]) -> Iterator[list[int]]:
             assert process.stdout is not None, "it is a pipe"
             if process.stdout.read(1) != b"k":
                 raise RuntimeError(f"process {process.pid} ended before it had mapped its files")
-        yield [process.pid for process in started]
+        seconds = time.perf_counter() - began_s
+        yield Mapped([process.pid for process in started], seconds)

@@ -94,15 +94,13 @@ def measure_target(target: Target, chosen: argparse.Namespace) -> Results:
         pass  # a daemon keeps some of what it needs for the first file
     with tempfile.TemporaryDirectory(dir=chosen.work) as disk:
         pages = write(Path(disk), bytes(PAGE), chosen, "pages")
-        with mappers(pages) as pids:
-            before = memory_mib(pids, Path(disk))
-    began_s = time.perf_counter()
-    with mappers(share) as pids:
-        mapped_s = time.perf_counter() - began_s
-        after = memory_mib(pids, target.root)
+        with mappers(pages) as mapped:
+            before = memory_mib(mapped.pids, Path(disk))
+    with mappers(share) as mapped:
+        after = memory_mib(mapped.pids, target.root)
     results: Results = {
         "written_s": writing.seconds,
-        "mapped_s": mapped_s,
+        "mapped_s": mapped.seconds,
         "pss_mib": after.pss,
         "available_down_mib": before.available - after.available,
         "page_tables_up_mib": after.page_tables - before.page_tables,

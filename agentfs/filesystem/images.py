@@ -415,8 +415,10 @@ class Images:
 
     async def _judge_some(self, images: dict[Image, None]) -> None:
         turns = Turns()
-        for image in list(islice(images, _JUDGED)):
-            del images[image]
+        judged = list(islice(images, _JUDGED))
+        for image in judged:
+            del images[image]  # before others have a turn, who may judge some as well
+        for image in judged:
             if self._images.get(image.digest) is image:
                 self._judge(image)
                 if self._is_to_leave(image):
@@ -460,17 +462,21 @@ class Images:
         """
         left = self._staging.budget_bytes - wanted
         kept = []
-        while self._staging.used_bytes > left and self._order and self._order[0][0] < worth:
-            entry = heapq.heappop(self._order)
-            priority, _, image = entry
-            if self._images.get(image.digest) is not image or image.ranked != priority:
-                continue  # it is gone, or there is another entry for it
-            if image.priority > priority:
-                self._enter(image)
-            elif not self._drop(image):
+        try:
+            while self._staging.used_bytes > left and self._order and self._order[0][0] < worth:
+                entry = heapq.heappop(self._order)
+                priority, _, image = entry
+                if self._images.get(image.digest) is not image or image.ranked != priority:
+                    continue  # it is gone, or there is another entry for it
+                if image.priority > priority:
+                    self._enter(image)
+                    continue
                 kept.append(entry)
-        for entry in kept:
-            heapq.heappush(self._order, entry)
+                if self._drop(image):
+                    kept.pop()
+        finally:
+            for entry in kept:
+                heapq.heappush(self._order, entry)
         return self._staging.used_bytes <= left
 
     def _drop(self, image: Image) -> bool:

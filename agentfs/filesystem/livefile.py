@@ -39,7 +39,7 @@ _USES_KEPT = 65_536
 
 _UNKNOWN_LOOKUPS = 1 << 62
 
-_PATIENCE_MAX = 16
+_PATIENCE_MAX_S = 480.0
 """A thousand files of 10 MB that are held open are then hashed in 2 % of a core."""
 
 _REAP_AT = 256
@@ -67,11 +67,11 @@ class LiveFile:
         "may_be_sparse",
         "name",
         "nodeid",
-        "patience",
         "reopened",
         "sealed_version",
         "staged",
         "taken_bytes",
+        "unchanged_since",
         "version",
         "was_written",
         "writers",
@@ -113,8 +113,9 @@ class LiveFile:
         self.dirty_since = 0.0
         """time.monotonic() of the first change after the last seal, of the file or its name; or of
         when there may have been one."""
-        self.patience = 1
-        """How many times as long as others it may be dirty: who has it open does not write it."""
+        self.unchanged_since = 0.0
+        """The same of the first seal that found what the last has found, and nothing new is known;
+        else not before `dirty_since`."""
         self.name: tuple[int, bytes] = (0, b"")
         """(parent, name) it was made under, when known: similar files are sealed together."""
 
@@ -167,40 +168,55 @@ class LiveFile:
         inode.mtime_ns = mtime_ns
         inode.ctime_ns = max(inode.ctime_ns, mtime_ns)
         self.was_written = True
-        if self.patience > 1:
-            self.patience = 1
-            self.dirty_since = time.monotonic()
+        if self.patience_s:
+            self._begin_to_be_dirty()
 
     def touch(self, now_ns: int) -> None:
         """Note that the bytes changed, and when."""
         self.inode.mtime_ns = self.inode.ctime_ns = now_ns
         self.note_change()
 
+    @property
+    def patience_s(self) -> float:
+        """For how long who has it open has not written it, as far as is known: it may be dirty for
+        as long again, within limits.
+        """
+        return min(max(self.dirty_since - self.unchanged_since, 0.0), _PATIENCE_MAX_S)
+
+    def _begin_to_be_dirty(self) -> None:
+        self.dirty_since = self.unchanged_since = time.monotonic()
+
     def note_writer(self) -> None:
         """Somebody more may write it."""
-        if not self.is_dirty:
-            self.dirty_since = time.monotonic()  # the kernel does not tell when it is written
+        if not self.is_dirty or self.patience_s:
+            self._begin_to_be_dirty()  # the kernel does not tell when it is written
         self.writers += 1
 
     def note_change(self) -> None:
         """Note that the bytes may have changed."""
         self.changed_at = time.monotonic()
-        if self.version == self.sealed_version:
-            self.dirty_since = self.changed_at
-            self.patience = 1
+        if not self.is_dirty or self.patience_s:
+            self._begin_to_be_dirty()
         self.version += 1
+
+    def retry_later(self) -> None:
+        """Wait with the next seal as if it had changed just now."""
+        self._begin_to_be_dirty()
+        self.changed_at = self.dirty_since
 
     def note_sealed(self, content: int | None, version: int, at: float) -> None:
         """Note that what it was at a time, by time.monotonic(), is in the store.
 
         What is open for writing is sealed now and then, as nobody tells when a mapping is written.
-        If in vain, twice as long after the last time.
+        If in vain, the next time after twice as long.
         """
         is_unchanged = version == self.version and content == self.inode.content
-        self.patience = min(2 * self.patience, _PATIENCE_MAX) if is_unchanged else 1
         self.inode.content = content
         self.sealed_version = version
-        self.dirty_since = max(self.changed_at, at)
+        if self.dirty_since <= at or version != self.version:
+            self.dirty_since = max(self.changed_at, at)
+        if not is_unchanged:
+            self.unchanged_since = self.dirty_since
 
 
 class StaleNode(OSError):
@@ -391,6 +407,7 @@ class InodeTable:
         fresh.name = live.name
         fresh.version, fresh.sealed_version = live.version, live.sealed_version
         fresh.changed_at, fresh.dirty_since = live.changed_at, live.dirty_since
+        fresh.unchanged_since = fresh.dirty_since
         fresh.may_be_sparse = live.may_be_sparse
         fresh.staged, live.staged = live.staged, None
         live.sealed_version = live.version

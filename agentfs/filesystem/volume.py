@@ -413,7 +413,7 @@ class Volume:
         except OSError as error:
             log.error("cannot seal %d files: %s; they stay staged", len(files), error)
             for file in files:
-                file.changed_at = file.dirty_since = now
+                file.retry_later()
 
     async def sync(self, progress: Progress) -> int:
         """Seal every staged file and make all of it durable; the number of files."""

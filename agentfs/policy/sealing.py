@@ -20,9 +20,10 @@ class Sealable(Protocol):
     writers: int
     changed_at: float
     dirty_since: float
-    patience: int
     name: tuple[int, bytes]
 
+    @property
+    def patience_s(self) -> float: ...
     @property
     def is_dirty(self) -> bool: ...
     @property
@@ -36,14 +37,14 @@ def due(files: Iterable[F], now: float, *, rest_s: float, open_rest_s: float) ->
     """The files to seal at *now* (time.monotonic()).
 
     :param rest_s: seconds that a new file is left alone after it was closed; 0: seal all
-    :param open_rest_s: seconds that one which is open, or was sealed before, may stay dirty, times
-        its patience
+    :param open_rest_s: seconds that one which is open, or was sealed before, may stay dirty, if
+        its patience is not more
     """
     new, aged, changing = [], [], []
     for file in files:
         if not file.is_dirty:
             continue
-        if now - file.dirty_since >= open_rest_s * file.patience:
+        if now - file.dirty_since >= max(open_rest_s, file.patience_s):
             aged.append(file)
         elif file.writers:
             continue

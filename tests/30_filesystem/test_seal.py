@@ -353,7 +353,7 @@ class Candidate:
     writers: int = 0
     was_sealed: bool = False
     is_dirty: bool = True
-    patience: int = 1
+    patience_s: float = 0.0
     name: tuple[int, bytes] = (1, b"file")
 
 
@@ -374,7 +374,7 @@ def test_what_was_sealed_before_waits_until_it_is_dirty_for_long() -> None:
     assert not due_now(conversation)
     aged = replace(conversation, dirty_since=70)
     assert due_now(aged) == [aged]
-    assert not due_now(replace(aged, patience=2))
+    assert not due_now(replace(aged, patience_s=31.0))
     assert due_now(conversation, rest_s=0) == [conversation], "tmpfs is full"
 
 
@@ -414,15 +414,21 @@ async def test_what_the_kernel_may_be_writing_is_sealed_each_half_minute(machine
     def is_due_after(seconds: float) -> bool:
         return bool(due([file], time.monotonic() + seconds, rest_s=0.0, open_rest_s=30.0))
 
+    def pass_(seconds: float) -> None:
+        file.dirty_since -= seconds
+        file.unchanged_since -= seconds
+        file.changed_at -= seconds
+
     assert file.is_dirty, "who knows"
     assert not is_due_after(25.0)
-    assert is_due_after(31.0)
-    file.dirty_since -= 31.0
-    assert is_due_after(0.0)
-    for rests_s in (60.0, 120.0, 240.0, 480.0, 480.0):
+    rested_s = 31.0
+    for rests_s in (31.0, 63.0, 127.0, 255.0, 480.0, 480.0):
+        assert is_due_after(rested_s)
+        pass_(rested_s)
         await shell.seal("/a")
         assert not is_due_after(rests_s - 5.0), "it was the same"
-        assert is_due_after(rests_s + 1.0)
+        rested_s = rests_s + 1.0
+    assert is_due_after(rested_s)
     assert file.staged is not None
     with open(file.staged.path, "ab") as copy:
         copy.write(b" and more")
@@ -430,9 +436,32 @@ async def test_what_the_kernel_may_be_writing_is_sealed_each_half_minute(machine
     shell.volume.files.look_at_growth()
     assert not is_due_after(25.0)
     assert is_due_after(31.0), "it has changed"
+    pass_(31.0)
     await shell.seal("/a")
     assert not is_due_after(25.0)
     assert is_due_after(31.0), "so it may again"
+
+
+async def test_who_opens_a_file_that_another_holds_open_is_not_waited_for_as_long(
+    machine: Machine,
+) -> None:
+    shell = machine.open(profile(budget_bytes=10 * MIB), relay=FakeRelay())
+    await shell.write("/a", b"first")
+    await shell.seal("/a")
+    await shell.volume.files.prepare(shell.inode("/a"), os.O_WRONLY)
+    shell.open("/a", os.O_WRONLY)
+    file = shell.file("/a")
+    for _ in range(3):
+        await shell.seal("/a")
+    assert file.patience_s < 1.0, "that is no reason to wait"
+    file.unchanged_since -= 200.0
+    assert file.patience_s > 199.0
+    other = shell.open("/a", os.O_WRONLY)
+    assert file.patience_s == 0.0
+    file.dirty_since -= 20.0
+    since = file.dirty_since
+    shell.close(other)
+    assert file.dirty_since == since, "it may have been written at once"
 
 
 async def test_a_full_tmpfs_budget_has_closed_files_sealed_without_rest(machine: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import trio
 
 from agentfs.config import Tiers
+from agentfs.filesystem import images
 from agentfs.filesystem.passthrough import PassthroughFiles
 from agentfs.model import Kind
 from agentfs.policy.placement import Facts, score, tier
@@ -233,15 +235,59 @@ async def test_what_is_used_again_and_again_is_ordered_once(resident: Resident) 
     for _ in range(3):
         for path in paths:
             await resident.use(path)
-    images = resident.files.images
-    assert len(images._order) == images.count == 10
+    found = resident.files.images
+    assert len(found._order) == found.count == 10
     for path in (paths[0], *paths[2:]):
         await resident.use(path)
     await resident.use("/new1")
     assert resident.have_images(*paths).index(False) == 1, "not what was used first"
     await resident.use("/new2")
     assert resident.have_images(*paths) == [False, False, *[True] * 8]
-    assert len(images._order) == 10
+    assert len(found._order) == 10
+
+
+class _TurnsForAll:
+    """Others have a turn after each step, not after 2 ms."""
+
+    async def give(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_housekeeping_and_prefetch_may_judge_the_same_images(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "Turns", _TurnsForAll)
+    paths = [f"/{number}/c" for number in range(6)]
+    await resident.make(*paths)
+    for path in paths:
+        await resident.use(path)
+    found = resident.files.images
+    assert len(found._placed) == 6
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(found._judge_some, found._placed)
+    assert not found._placed
+    assert resident.have_images(*paths) == [True] * 6
+
+
+async def test_what_cannot_be_dropped_now_is_dropped_later(
+    resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await resident.make("/a", "/b")
+    for path in ("/a", "/b"):
+        await resident.use(path)
+    found = resident.files.images
+
+    def fail(nodeid: int) -> bool:
+        raise OSError(errno.EIO, "not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resident.relay, "detach", fail)
+        with pytest.raises(OSError, match="not now"):
+            found.make_room(10 * IMAGE_BYTES)
+    assert resident.have_images("/a", "/b") == [True, True]
+    assert found.make_room(10 * IMAGE_BYTES)
+    assert resident.have_images("/a", "/b") == [False, False]
 
 
 async def test_a_scan_of_everything_leaves_what_is_used_often(resident: Resident) -> None:
