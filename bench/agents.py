@@ -93,7 +93,6 @@ SETTLED_S = 12.0
 """tmpfs has not changed for so long: images are judged every 5 s."""
 SETTLING_S = 180.0
 
-
 _SYS_CACHESTAT = 451
 """On every architecture; Linux 6.5."""
 

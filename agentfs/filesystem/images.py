@@ -22,7 +22,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 
 import trio
 
@@ -415,10 +414,8 @@ class Images:
 
     async def _judge_some(self, images: dict[Image, None]) -> None:
         turns = Turns()
-        judged = list(islice(images, _JUDGED))
-        for image in judged:
-            del images[image]  # before others have a turn, who may judge some as well
-        for image in judged:
+        # Taken before others have a turn, who may judge some as well.
+        for image in [images.popitem()[0] for _ in range(min(len(images), _JUDGED))]:
             if self._images.get(image.digest) is image:
                 self._judge(image)
                 if self._is_to_leave(image):

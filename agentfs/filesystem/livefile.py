@@ -168,8 +168,7 @@ class LiveFile:
         inode.mtime_ns = mtime_ns
         inode.ctime_ns = max(inode.ctime_ns, mtime_ns)
         self.was_written = True
-        if self.patience_s:
-            self._begin_to_be_dirty()
+        self._begin_to_be_dirty()
 
     def touch(self, now_ns: int) -> None:
         """Note that the bytes changed, and when."""
@@ -184,25 +183,25 @@ class LiveFile:
         return min(max(self.dirty_since - self.unchanged_since, 0.0), _PATIENCE_MAX_S)
 
     def _begin_to_be_dirty(self) -> None:
-        self.dirty_since = self.unchanged_since = time.monotonic()
+        """It may have changed: count from now on, unless it may have since the last seal."""
+        if not self.is_dirty or self.patience_s:
+            self.dirty_since = self.unchanged_since = time.monotonic()
 
     def note_writer(self) -> None:
-        """Somebody more may write it."""
-        if not self.is_dirty or self.patience_s:
-            self._begin_to_be_dirty()  # the kernel does not tell when it is written
+        """Somebody more may write it: the kernel does not tell when that is done."""
+        self._begin_to_be_dirty()
         self.writers += 1
 
     def note_change(self) -> None:
         """Note that the bytes may have changed."""
         self.changed_at = time.monotonic()
-        if not self.is_dirty or self.patience_s:
+        if self.version == self.sealed_version:
             self._begin_to_be_dirty()
         self.version += 1
 
     def retry_later(self) -> None:
         """Wait with the next seal as if it had changed just now."""
-        self._begin_to_be_dirty()
-        self.changed_at = self.dirty_since
+        self.changed_at = self.dirty_since = self.unchanged_since = time.monotonic()
 
     def note_sealed(self, content: int | None, version: int, at: float) -> None:
         """Note that what it was at a time, by time.monotonic(), is in the store.

@@ -28,6 +28,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _GROWN_BYTES = 32 << 20
 _RESTING_BYTES = 64 << 10
+"""What differs by less from one look to the next is at rest."""
+
 _WORTH_BYTES = 512 << 10
 _AGAIN_S = 1.0
 

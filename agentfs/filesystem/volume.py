@@ -379,19 +379,18 @@ class Volume:
 
     async def _seal_what_rests(self, *, is_wanted: bool = False) -> None:
         """:param is_wanted: somebody waits for the room that it makes"""
-        now = time.monotonic()
         is_early = is_wanted or self.pressure.step >= Step.SEAL_EARLY or self.staging.lacks_disk(0)
         rest_s = 0.0 if is_early else self._profile.seal.rest_s
         if is_early:
             self.files.close_kept()
         found = due(
             (file for file in self.table.staged_files() if file.inode.nlink),
-            now,
+            time.monotonic(),
             rest_s=rest_s,
             open_rest_s=self._profile.seal.open_rest_s,
         )
         if found:
-            await self._seal(found, now)
+            await self._seal(found)
 
     def _give_up(self, before: Step, now: Step) -> None:
         """Do what a step of pressure means, or undo it; the others ask for the step."""
@@ -407,7 +406,7 @@ class Volume:
         self.prefetcher.is_on = now < Step.STOP_PREFETCH
         self.staging.slows_writers = now >= Step.SLOW_WRITERS
 
-    async def _seal(self, files: list[LiveFile], now: float) -> None:
+    async def _seal(self, files: list[LiveFile]) -> None:
         try:
             await self.sealer.seal(packing_order(files), wait=False)
         except OSError as error:

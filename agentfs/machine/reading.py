@@ -78,7 +78,6 @@ class Machine:
 
     def __init__(self, root: Path = Path("/"), *, uid: int | None = None) -> None:
         self.root = root
-        self._above = "" if root == Path("/") else str(root)
         self.uid = os.geteuid() if uid is None else uid
 
     def path(self, absolute: str) -> Path:
@@ -94,7 +93,7 @@ class Machine:
         table of interned strings grows by half a MiB.
         """
         try:
-            with open(f"{self._above}{path}", encoding="utf-8", errors="replace") as file:
+            with open(f"{self.root}/{path}", encoding="utf-8", errors="replace") as file:
                 return file.read().strip()
         except OSError:
             return None
